@@ -1,0 +1,214 @@
+"""Where artifacts lie and how they are written: whole or not at all, and never as a pickle."""
+
+import hashlib
+import inspect
+import json
+import math
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from stages.command import Refusal
+
+RAW = Path("data/raw")
+DATASET = Path("data/dataset.json")
+BASELINES = Path("metrics/baselines.json")
+FORMAT = "retrace-checkpoint-1"
+# Every network sees what the files hold, scaled; nothing else is subtracted or divided.
+PREPROCESSING = {"scale": "1/255", "range": [0, 1], "shape": [28, 28]}
+
+
+def split_path(split: str) -> Path:
+    """Images and labels of "train", "validation" or "test"."""
+    return Path(f"data/{split}.npz")
+
+
+def checkpoint_path(network: str) -> Path:
+    return Path(f"models/{network}.safetensors")
+
+
+def history_path(network: str) -> Path:
+    return Path(f"models/{network}.json")
+
+
+def observed_path(problem: str) -> Path:
+    return Path(f"data/observed/{problem}.npz")
+
+
+def reconstruction_path(run: str) -> Path:
+    return Path(f"data/reconstructions/{run}.npz")
+
+
+def timing_path(run: str) -> Path:
+    return Path(f"data/reconstructions/{run}.json")
+
+
+def metrics_path(run: str) -> Path:
+    return Path(f"metrics/{run}.json")
+
+
+def headline_path(run: str) -> Path:
+    return Path(f"metrics/headline/{run}.json")
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """Give a temporary path beside `path`; rename it when the block succeeds, else remove it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)  # mkstemp gives 0600, which a shared cache cannot use
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON with sorted keys; NaN and infinity are refused, since JSON has neither."""
+    text = json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n"
+    with written_whole(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise Refusal(f"{path} is missing; `dvc repro` makes it") from None
+    except json.JSONDecodeError as error:
+        raise Refusal(f"{path} is not JSON ({error}); delete it and run `dvc repro`") from None
+
+
+def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Write a compressed .npz; the same arrays give the same bytes."""
+    with written_whole(path) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, allow_pickle=False, **arrays)
+
+
+def read_arrays(path: Path, *, only: tuple[str, ...] = ()) -> dict[str, NDArray[Any]]:
+    """Read the arrays of an .npz, or only some; object arrays (pickles) are refused."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in only or file.files}
+    except FileNotFoundError:
+        raise Refusal(f"{path} is missing; `dvc repro` makes it") from None
+    except Exception as error:  # zip, zlib, EOF, header and pickle errors have no common base
+        raise Refusal(
+            f"{path} is not a readable .npz ({error}); delete it and run `dvc repro`"
+        ) from None
+
+
+def read_split(split: str) -> tuple[Tensor, Tensor]:
+    """Images (n, 28, 28) float32 in [0, 1] and labels (n,) int64 of a split."""
+    arrays = read_arrays(split_path(split), only=("images", "labels"))
+    images = torch.from_numpy(arrays["images"]).to(torch.float32) / 255
+    return images, torch.from_numpy(arrays["labels"]).to(torch.int64)
+
+
+def dataset_of(path: Path) -> str:
+    """Name of the dataset that an .npz belongs to: each of them carries it."""
+    return str(read_arrays(path, only=("dataset",))["dataset"])
+
+
+def save_checkpoint(
+    network: nn.Module, *, name: str, architecture: str, arguments: Mapping[str, Any], dataset: str
+) -> None:
+    """Write weights as safetensors, with what is needed to build the network in the header."""
+    source = Path(inspect.getfile(type(network))).read_bytes()
+    header = {
+        "format": FORMAT,
+        # Whoever reads a checkpoint depends on the module that defines it: with the digest in
+        # the file, DVC sees that through the file alone.
+        "module_sha256": hashlib.sha256(source).hexdigest(),
+        "network": name,
+        "architecture": architecture,
+        "arguments": json.dumps(arguments, sort_keys=True),
+        "preprocessing": json.dumps(PREPROCESSING, sort_keys=True),
+        "dataset": dataset,
+    }
+    tensors = {key: value.contiguous() for key, value in network.state_dict().items()}
+    with written_whole(checkpoint_path(name)) as temporary:
+        temporary.write_bytes(save(tensors, metadata=header))
+
+
+def load_checkpoint(path: Path) -> tuple[nn.Module, dict[str, Any]]:
+    """Build the network that a checkpoint describes, in evaluation mode, its weights fixed.
+
+    Returns
+    -------
+    network : Module
+        Built by the architecture and the arguments in the header.
+    header : dict
+        ``network``, ``architecture``, ``arguments``, ``preprocessing`` and ``dataset``.
+
+    Raises
+    ------
+    Refusal
+        When the file is missing, truncated, a pickle, not one of ours, of an architecture that
+        is not here, when its tensors do not fit that architecture, or are not finite.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            header: dict[str, Any] = dict(file.metadata() or {})
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except FileNotFoundError:
+        raise Refusal(f"{path} is missing; `dvc repro` trains it") from None
+    except SafetensorError as error:
+        raise Refusal(
+            f"{path} is not a whole safetensors file ({error}); truncated files and pickles are "
+            "not read. Delete it and run `dvc repro`"
+        ) from None
+    if header.get("format") != FORMAT:
+        raise Refusal(
+            f"{path}: format is {header.get('format')!r}, allowed is {FORMAT!r}: "
+            "this checkpoint was not written by this pipeline"
+        )
+    architecture = header["architecture"]
+    known = sorted(file.stem for file in Path(__file__).parent.glob("networks/[!_]*.py"))
+    if architecture not in known:
+        raise Refusal(f"{path}: architecture {architecture!r}; allowed are {', '.join(known)}")
+    header["arguments"] = json.loads(header["arguments"])
+    header["preprocessing"] = json.loads(header["preprocessing"])
+    if header["preprocessing"] != PREPROCESSING:
+        raise Refusal(
+            f"{path}: preprocessing {header['preprocessing']}; allowed is {PREPROCESSING}"
+        )
+    try:
+        network = import_module(f"stages.networks.{architecture}").Network(**header["arguments"])
+        network.load_state_dict(tensors)
+    except (TypeError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise Refusal(f"{path} does not hold the architecture {architecture!r}: {reason}") from None
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
+        raise Refusal(f"{path}: some weights are not finite; train it anew")
+    return network.eval().requires_grad_(False), header
+
+
+def checked_finite(values: Mapping[str, float], *, where: str) -> None:
+    """Refuse NaN and infinity in named numbers."""
+    for name, value in values.items():
+        if not math.isfinite(value):
+            raise Refusal(f"{where}: {name} is {value}")
+
+
+Callback = Callable[[int, Tensor, Tensor], None]
+"""What a method calls after each step, with the step from 0 on, the loss of each image (B,) and
+the present estimate (B, 28, 28)."""

@@ -1,0 +1,53 @@
+"""How every stage starts and how it fails: one clear line and a non-zero exit code."""
+
+import argparse
+import errno
+import sys
+from collections.abc import Callable
+
+REFUSED = 2
+INTERRUPTED = 130
+
+
+class Refusal(Exception):
+    """Bad input or a state that cannot go on; its text is the one line that the user reads."""
+
+
+def run(main: Callable[..., None], *, name: str | None = None) -> None:
+    """Parse the command line of a stage, run it and turn what the user can mend into one line.
+
+    Parameters
+    ----------
+    main : function
+        The stage; its docstring is the text of ``--help``.
+    name : str, optional
+        What the one positional argument stands for ("network", "run"); without it there is none.
+
+    Raises
+    ------
+    SystemExit
+        2 after a `Refusal` or a full disk, 130 after Ctrl-C.
+    """
+    module = getattr(sys.modules[main.__module__], "__spec__", None)
+    program = module.name if module else main.__module__
+    parser = argparse.ArgumentParser(prog=f"python -m {program}", description=main.__doc__)
+    if name:
+        parser.add_argument("name", metavar=name.upper(), help=f"the {name}, as in params.yaml")
+    arguments = parser.parse_args()
+    try:
+        main(**vars(arguments))
+    except Refusal as refusal:
+        print(f"retrace: {refusal}", file=sys.stderr)
+        sys.exit(REFUSED)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        print(
+            "retrace: the disk is full; nothing half-written was kept. "
+            "Free some space and run it again",
+            file=sys.stderr,
+        )
+        sys.exit(REFUSED)
+    except KeyboardInterrupt:
+        print("retrace: interrupted; the next `dvc repro` carries on from here", file=sys.stderr)
+        sys.exit(INTERRUPTED)

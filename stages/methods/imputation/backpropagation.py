@@ -1,0 +1,99 @@
+"""Backpropagation to the missing pixels through an autoencoder with fixed weights."""
+
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from stages.artifacts import Callback
+from stages.params import Seed
+
+
+def reconstruct(
+    network: nn.Module,
+    observed: Tensor,
+    *,
+    objective: Literal["known", "whole", "masked_target"],
+    start: Literal["zero", "mean", "noise"],
+    answer: Literal["input", "output"],
+    steps: Annotated[int, Field(ge=1)],
+    learning_rate: Annotated[float, Field(gt=0)],
+    restarts: Annotated[int, Field(ge=1)],
+    seed: Seed,
+    callback: Callback,
+) -> Tensor:
+    """Optimise the missing pixels of all images at once (Roche et al. 2023, arXiv 2308.10496).
+
+    With x the image whose missing pixels m are free and whose known pixels k are fixed, and f the
+    autoencoder, Adam on x_m in [0, 1] lowers one of
+
+    - ``known``: mean (f(x)_k − x_k)², the error that can be observed;
+    - ``whole``: mean (f(x) − x)² over all pixels: x should be a fixed point of f;
+    - ``masked_target``: mean f(x)_m², what the first public implementation computes: it pastes the
+      known pixels into the output and takes the masked sample, 0 where missing, for the target,
+      so that it pulls the prediction to black. Here to show what it does.
+
+    Parameters
+    ----------
+    network : Module
+        An autoencoder: (B, 28, 28) to (B, 28, 28), with the training images' ``mean``.
+    observed : (B, 28, 28)
+        NaN where a pixel is missing.
+    objective : "known", "whole" or "masked_target"
+    start : "zero", "mean" or "noise"
+        Initial missing pixels; noise is uniform in [0, 1].
+    answer : "input" or "output"
+        The optimised x, or f(x).
+    steps : int
+    learning_rate : float
+        Adam's, in pixel units.
+    restarts : int
+        Starts of each image; the one with the lowest final objective is kept. More than one makes
+        sense with noise only.
+    seed : int
+        Of the noise.
+    callback : function
+        Called before each step and at the end, steps + 1 times.
+
+    Returns
+    -------
+    (B, 28, 28)
+    """
+    generator = torch.Generator().manual_seed(seed)
+    missing = observed.isnan().repeat(restarts, 1, 1)  # (R·B, 28, 28), restarts outermost
+    x = observed.nan_to_num(0.0).repeat(restarts, 1, 1)
+    if start == "mean":
+        x = torch.where(missing, network.mean, x)  # type: ignore[arg-type]
+    elif start == "noise":
+        x = torch.where(missing, torch.rand(x.shape, generator=generator), x)
+    counted = {"known": ~missing, "whole": torch.ones_like(missing), "masked_target": missing}
+    # Each image's own mean: the weight of a counted pixel is one over their number.
+    weight = counted[objective] / counted[objective].sum(dim=(1, 2), keepdim=True)
+    x.requires_grad_()
+    optimiser = torch.optim.Adam([x], lr=learning_rate, fused=True)
+
+    def losses() -> tuple[Tensor, Tensor]:
+        output = network(x)
+        target = 0.0 if objective == "masked_target" else x
+        return output, ((output - target).square() * weight).sum(dim=(1, 2))  # (R·B,)
+
+    def best(output: Tensor, loss: Tensor) -> tuple[Tensor, Tensor]:
+        loss, restart = loss.detach().unflatten(0, (restarts, -1)).min(dim=0)
+        candidates = (x if answer == "input" else output).detach().unflatten(0, (restarts, -1))
+        return loss, candidates[restart, torch.arange(len(restart))]
+
+    for step in range(steps):
+        output, loss = losses()
+        optimiser.zero_grad()
+        loss.sum().backward()
+        callback(step, *best(output, loss))
+        assert x.grad is not None
+        x.grad *= missing  # known pixels have no gradient, so that Adam leaves them where they are
+        optimiser.step()
+        with torch.no_grad():
+            x.clamp_(0, 1)
+    with torch.no_grad():
+        loss, estimate = best(*losses())
+    callback(steps, loss, estimate)
+    return estimate

@@ -1,0 +1,65 @@
+"""Small convolutional classifier of digits: the independent judge of completed images."""
+
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+
+class Network(nn.Module):
+    """Two convolutions, each pooled to half the size, and two dense layers.
+
+    Parameters
+    ----------
+    channels : list of two int
+        Channels of the two convolutions.
+    hidden : int
+        Width of the hidden dense layer.
+    dropout : float
+        Share of hidden units dropped while training.
+    classes : int
+        Number of classes.
+    """
+
+    def __init__(
+        self,
+        *,
+        channels: Annotated[
+            list[Annotated[int, Field(ge=1)]], Field(min_length=2, max_length=2)
+        ],
+        hidden: Annotated[int, Field(ge=1)],
+        dropout: Annotated[float, Field(ge=0, lt=1)],
+        classes: Annotated[int, Field(ge=2)],
+    ) -> None:
+        super().__init__()
+        first, second = channels
+        self.layers = nn.Sequential(
+            nn.Conv2d(1, first, 3, padding=1),
+            nn.ReLU(),
+            nn.MaxPool2d(2),  # (B, first, 14, 14)
+            nn.Conv2d(first, second, 3, padding=1),
+            nn.ReLU(),
+            nn.MaxPool2d(2),  # (B, second, 7, 7)
+            nn.Flatten(),
+            nn.Linear(second * 7 * 7, hidden),
+            nn.ReLU(),
+            nn.Dropout(dropout),
+            nn.Linear(hidden, classes),
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 28, 28) images to (B, classes) logits."""
+        return self.layers(images.unsqueeze(1))
+
+    def loss(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Mean cross-entropy in nats: the training objective."""
+        return nn.functional.cross_entropy(self(images), labels)
+
+    def evaluate(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Per-image measures, each (B,); the first chooses the best epoch."""
+        logits = self(images)
+        return {
+            "cross_entropy": nn.functional.cross_entropy(logits, labels, reduction="none"),
+            "error": (logits.argmax(dim=1) != labels).to(torch.float32),
+        }

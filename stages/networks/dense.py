@@ -1,0 +1,75 @@
+"""Fully connected autoencoder: `ffnn` with one layer each way, `deep` with several."""
+
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+PIXELS = 28 * 28
+
+
+class Network(nn.Module):
+    """Autoencoder of dense layers with ReLU between them and a sigmoid at the end.
+
+    Parameters
+    ----------
+    widths : list of int
+        Widths of the encoder's layers, the code last; the decoder mirrors them. The code itself
+        is linear: with ``[32]`` the encoder is one matrix.
+    gain : float
+        Weights are drawn from a normal distribution with standard deviation gain/√n, n the
+        layer's inputs; biases start at 0. 1 keeps the variance of linear layers, √2 that of ReLU
+        layers (He et al. 2015, arXiv 1502.01852, equation 10).
+    dropout : float
+        Share of hidden units dropped while training; never while reconstructing.
+    """
+
+    def __init__(
+        self,
+        *,
+        widths: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1)],
+        gain: Annotated[float, Field(gt=0)],
+        dropout: Annotated[float, Field(ge=0, lt=1)],
+    ) -> None:
+        super().__init__()
+        self.code_size = widths[-1]
+        self.encoder = _stack([PIXELS, *widths], dropout=dropout)
+        self.decoder = _stack([*reversed(widths), PIXELS], dropout=dropout)
+        # The training images' mean, set by training: where a reconstruction may start.
+        self.register_buffer("mean", torch.zeros(28, 28))
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=gain / module.in_features**0.5)
+                nn.init.zeros_(module.bias)
+
+    def encode(self, images: Tensor) -> Tensor:
+        """(B, 28, 28) images to (B, code_size) codes."""
+        return self.encoder(images.flatten(1))
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """(B, code_size) codes to (B, 28, 28) images in [0, 1]."""
+        return torch.sigmoid(self.decoder(codes)).unflatten(1, (28, 28))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 28, 28) images to (B, 28, 28) images after the bottleneck."""
+        return self.decode(self.encode(images))
+
+    def loss(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Mean squared error over pixels and images: the training objective."""
+        return nn.functional.mse_loss(self(images), images)
+
+    def evaluate(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Per-image measures, each (B,); the first chooses the best epoch."""
+        return {"mse": (self(images) - images).square().mean(dim=(1, 2))}
+
+
+def _stack(widths: list[int], *, dropout: float) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for inputs, outputs in zip(widths[:-1], widths[1:], strict=True):
+        if layers:
+            layers.append(nn.ReLU())
+            if dropout:
+                layers.append(nn.Dropout(dropout))
+        layers.append(nn.Linear(inputs, outputs))
+    return nn.Sequential(*layers)

@@ -1,0 +1,29 @@
+"""Make the observations of the problems whose observation is not a masked image."""
+
+import numpy as np
+
+from stages.artifacts import dataset_of, observed_path, read_split, split_path, write_arrays
+from stages.command import Refusal, run
+
+
+def autoencoding() -> None:
+    """All test images, without their labels."""
+    images, _ = read_split("test")
+    dataset = np.array(dataset_of(split_path("test")))
+    write_arrays(
+        observed_path("autoencoding"), {"observed": images.numpy(), "dataset": dataset}
+    )
+
+
+PROBLEMS = {"autoencoding": autoencoding}
+
+
+def main(name: str) -> None:
+    """Write data/observed/<problem>.npz."""
+    if name not in PROBLEMS:
+        raise Refusal(f"problem {name!r}: allowed are {', '.join(PROBLEMS)}")
+    PROBLEMS[name]()
+
+
+if __name__ == "__main__":
+    run(main, name="problem")

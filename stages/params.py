@@ -1,0 +1,259 @@
+"""params.yaml: read it, and refuse what is wrong in it before anything runs.
+
+The shape of the file is described here once. What a network or a method accepts is described by
+the signature of its own function, so that adding one never touches this module (which every
+stage depends on).
+"""
+
+import inspect
+import re
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_type_hints
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
+
+from stages.command import Refusal, run
+
+PARAMS = Path("params.yaml")
+SIDE = 28  # pixels: every image is SIDE x SIDE
+
+STRICT = ConfigDict(extra="forbid", strict=True)
+Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*(-[a-z0-9_]+)*$")]
+Row = Annotated[int, Field(ge=0, lt=SIDE)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Settings = dict[str, Any]
+
+
+class Data(BaseModel):
+    model_config = STRICT
+    name: Literal["mnist", "fashion-mnist", "kmnist", "digits"]
+    mirror: str | None
+    validation: Annotated[float, Field(gt=0, lt=1)]
+    seed: Seed
+
+
+class NetworkEntry(BaseModel):
+    model_config = STRICT
+    architecture: Name
+    arguments: Settings
+    training: Settings
+
+
+class Rectangle(BaseModel):
+    """Missing: the rows first..last of the columns first..last, both ends included."""
+
+    model_config = STRICT
+    kind: Literal["rectangle"]
+    rows: Annotated[list[Row], Field(min_length=2, max_length=2)]
+    columns: Annotated[list[Row], Field(min_length=2, max_length=2)]
+
+    @model_validator(mode="after")
+    def ordered(self) -> "Rectangle":
+        for axis, (first, last) in (("rows", self.rows), ("columns", self.columns)):
+            if first > last:
+                raise ValueError(f"{axis}: the first, {first}, lies behind the last, {last}")
+        if self.rows == self.columns == [0, SIDE - 1]:
+            raise ValueError("the mask covers the whole image; leave at least one pixel known")
+        return self
+
+
+class EveryNthRow(BaseModel):
+    """Missing: every `step`-th row, from `first` on."""
+
+    model_config = STRICT
+    kind: Literal["rows"]
+    first: Row
+    step: Annotated[int, Field(ge=2, le=SIDE)]
+
+
+class RandomPixels(BaseModel):
+    """Missing: `share` of the pixels, drawn for each image anew."""
+
+    model_config = STRICT
+    kind: Literal["random"]
+    share: Annotated[float, Field(ge=1 / SIDE**2, le=1 - 1 / SIDE**2)]
+
+
+Mask = Annotated[Rectangle | EveryNthRow | RandomPixels, Field(discriminator="kind")]
+
+
+class Masks(BaseModel):
+    model_config = STRICT
+    images: Annotated[int, Field(ge=1)]
+    seed: Seed
+    patterns: Annotated[dict[Name, Mask], Field(min_length=1)]
+
+
+class RunEntry(BaseModel):
+    model_config = STRICT
+    problem: Name
+    method: Name
+    network: Name
+    settings: Settings
+
+
+class Scoring(BaseModel):
+    model_config = STRICT
+    resamples: Annotated[int, Field(ge=100)]
+    ridge: Annotated[float, Field(ge=0)]
+    seed: Seed
+
+
+class Params(BaseModel):
+    model_config = STRICT
+    data: Data
+    networks: dict[Name, NetworkEntry]
+    masks: Masks
+    runs: dict[Name, RunEntry]
+    scoring: Scoring
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2 numbers, as DVC reads them: PyYAML alone takes `1e-3` for a string."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+
+def refuse(error: ValidationError, *, where: str) -> Refusal:
+    """Turn pydantic's first error into one line: the key's path, the value, what is allowed."""
+    first = error.errors()[0]
+    # A discriminated union puts the chosen kind into the path; it is not a key of the file.
+    keys = [str(part) for part in first["loc"] if part not in ("rectangle", "random", "[key]")]
+    path = ".".join([where, *keys] if where else keys)
+    if first["type"] == "extra_forbidden":
+        return Refusal(f"params.yaml: {path}: unknown key")
+    if first["type"] == "missing":
+        return Refusal(f"params.yaml: {path}: this key is missing")
+    message = first["msg"].removeprefix("Value error, ")
+    return Refusal(f"params.yaml: {path} = {first['input']!r}: {message[:1].lower()}{message[1:]}")
+
+
+def load(path: Path = PARAMS) -> Params:
+    """Read and validate params.yaml.
+
+    Raises
+    ------
+    Refusal
+        When the file is missing, is not YAML, or holds an unknown key, a wrong type or an
+        impossible value.
+    """
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 (safe)
+    except FileNotFoundError:
+        raise Refusal(f"{path} is missing; run from the folder that holds dvc.yaml") from None
+    except yaml.YAMLError as error:
+        raise Refusal(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    try:
+        return Params.model_validate(content)
+    except ValidationError as error:
+        raise refuse(error, where="") from None
+
+
+def bind(
+    function: Callable[..., Any], settings: Settings, *, where: str, given: tuple[str, ...] = ()
+) -> Settings:
+    """Check settings against the keyword-only parameters of a function.
+
+    The annotations are the schema: ``steps: Annotated[int, Field(ge=1)]`` refuses 0.
+
+    Parameters
+    ----------
+    function : callable
+        Takes the settings as keyword-only arguments.
+    settings : dict
+        A section of params.yaml.
+    where : str
+        Path of that section, for the message.
+    given : tuple of str
+        Keyword-only parameters that the stage itself supplies.
+
+    Raises
+    ------
+    Refusal
+        On a missing or unknown key, a wrong type, or a value out of range.
+    """
+    hints = get_type_hints(function, include_extras=True)
+    fields: dict[str, Any] = {
+        name: (hints[name], ... if parameter.default is parameter.empty else parameter.default)
+        for name, parameter in inspect.signature(function).parameters.items()
+        if parameter.kind is parameter.KEYWORD_ONLY and name not in given
+    }
+    schema = create_model("Settings", __config__=STRICT, **fields)
+    try:
+        return schema.model_validate(settings).model_dump()
+    except ValidationError as error:
+        raise refuse(error, where=where) from None
+
+
+def find(kind: str, name: str, *, where: str) -> Any:
+    """Import the module of a network or a method: its file name is the registry.
+
+    Raises
+    ------
+    Refusal
+        When there is no such file; the message lists those that there are.
+    """
+    folder = Path(__file__).parent.joinpath(*kind.split("."))
+    names = sorted(file.stem for file in folder.glob("[!_]*.py"))
+    if name not in names:
+        raise Refusal(
+            f"params.yaml: {where} = {name!r}: allowed are {', '.join(names) or 'none'} "
+            f"(the files of stages/{kind.replace('.', '/')}/)"
+        )
+    return import_module(f"stages.{kind}.{name}")
+
+
+def check_all(params: Params) -> None:
+    """Check every section against the function that it will be handed to.
+
+    Raises
+    ------
+    Refusal
+        On the first thing that is wrong.
+    """
+    from stages.train import train  # here, since it imports torch and most stages need only load()
+
+    for name, network in params.networks.items():
+        where = f"networks.{name}"
+        module = find("networks", network.architecture, where=f"{where}.architecture")
+        bind(module.Network.__init__, network.arguments, where=f"{where}.arguments")
+        fit = getattr(module.Network, "fit", train)
+        given = () if fit is not train else ("progress",)
+        bind(fit, network.training, where=f"{where}.training", given=given)
+    problems = sorted(
+        folder.name for folder in Path(__file__).parent.joinpath("methods").glob("[!_]*/")
+    )
+    for name, entry in params.runs.items():
+        where = f"runs.{name}"
+        if entry.problem not in problems:
+            allowed = ", ".join(problems)
+            raise Refusal(
+                f"params.yaml: {where}.problem = {entry.problem!r}: allowed are {allowed}"
+            )
+        if entry.network not in params.networks:
+            allowed = ", ".join(params.networks)
+            raise Refusal(
+                f"params.yaml: {where}.network = {entry.network!r}: allowed are {allowed}"
+            )
+        module = find(f"methods.{entry.problem}", entry.method, where=f"{where}.method")
+        bind(
+            module.reconstruct, entry.settings, where=f"{where}.settings", given=("callback",)
+        )
+
+
+def main() -> None:
+    """Check params.yaml as a whole, before anything runs."""
+    check_all(load())
+    # The same bytes whatever the parameters are, so that no later stage reruns for it.
+    Path("data").mkdir(exist_ok=True)
+    Path("data/checked").write_text("params.yaml was checked\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    run(main)
