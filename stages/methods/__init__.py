@@ -1,0 +1,1 @@
+"""One folder for each problem, one file for each method; each has a function `reconstruct`."""

@@ -1,0 +1,1 @@
+"""Given an image and an autoencoder, wanted the image after the bottleneck."""
