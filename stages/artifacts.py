@@ -106,7 +106,8 @@ def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
 def read_arrays(path: Path, *, only: tuple[str, ...] = ()) -> dict[str, NDArray[Any]]:
     """Read the arrays of an .npz, or only some; object arrays (pickles) are refused."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # Opened here, since np.load does not close a file that turns out to be broken.
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             return {name: file[name] for name in only or file.files}
     except FileNotFoundError:
         raise Refusal(f"{path} is missing; `dvc repro` makes it") from None
@@ -134,19 +135,20 @@ def save_checkpoint(
     """Write weights as safetensors, with what is needed to build the network in the header."""
     source = Path(inspect.getfile(type(network))).read_bytes()
     header = {
-        "format": FORMAT,
         # Whoever reads a checkpoint depends on the module that defines it: with the digest in
         # the file, DVC sees that through the file alone.
         "module_sha256": hashlib.sha256(source).hexdigest(),
         "network": name,
         "architecture": architecture,
-        "arguments": json.dumps(arguments, sort_keys=True),
-        "preprocessing": json.dumps(PREPROCESSING, sort_keys=True),
+        "arguments": arguments,
+        "preprocessing": PREPROCESSING,
         "dataset": dataset,
     }
+    # One entry, since safetensors writes several in an order that changes from run to run.
+    metadata = {FORMAT: json.dumps(header, sort_keys=True)}
     tensors = {key: value.contiguous() for key, value in network.state_dict().items()}
     with written_whole(checkpoint_path(name)) as temporary:
-        temporary.write_bytes(save(tensors, metadata=header))
+        temporary.write_bytes(save(tensors, metadata=metadata))
 
 
 def load_checkpoint(path: Path) -> tuple[nn.Module, dict[str, Any]]:
@@ -167,7 +169,7 @@ def load_checkpoint(path: Path) -> tuple[nn.Module, dict[str, Any]]:
     """
     try:
         with safe_open(path, framework="pt") as file:
-            header: dict[str, Any] = dict(file.metadata() or {})
+            metadata = file.metadata() or {}
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except FileNotFoundError:
         raise Refusal(f"{path} is missing; `dvc repro` trains it") from None
@@ -176,17 +178,13 @@ def load_checkpoint(path: Path) -> tuple[nn.Module, dict[str, Any]]:
             f"{path} is not a whole safetensors file ({error}); truncated files and pickles are "
             "not read. Delete it and run `dvc repro`"
         ) from None
-    if header.get("format") != FORMAT:
-        raise Refusal(
-            f"{path}: format is {header.get('format')!r}, allowed is {FORMAT!r}: "
-            "this checkpoint was not written by this pipeline"
-        )
+    if FORMAT not in metadata:
+        raise Refusal(f"{path} lacks the header {FORMAT!r}: this pipeline did not write it")
+    header: dict[str, Any] = json.loads(metadata[FORMAT])
     architecture = header["architecture"]
     known = sorted(file.stem for file in Path(__file__).parent.glob("networks/[!_]*.py"))
     if architecture not in known:
         raise Refusal(f"{path}: architecture {architecture!r}; allowed are {', '.join(known)}")
-    header["arguments"] = json.loads(header["arguments"])
-    header["preprocessing"] = json.loads(header["preprocessing"])
     if header["preprocessing"] != PREPROCESSING:
         raise Refusal(
             f"{path}: preprocessing {header['preprocessing']}; allowed is {PREPROCESSING}"

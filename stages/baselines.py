@@ -1,5 +1,7 @@
 """What plain statistics reach on the same images: PCA of any code size, ridge on each mask."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -54,7 +56,7 @@ def main() -> None:
     )
     truth = images[: observed.shape[1]].repeat(len(observed), 1, 1)
     errors = mse(estimate, truth, where=flat.isnan()).unflatten(0, (len(observed), -1)).mean(dim=1)
-    content = {
+    content: dict[str, Any] = {
         "dataset": str(arrays["dataset"]),
         "pca_mse": pca_curve(images, mean=mean, covariance=covariance),
         "ridge_mse": dict(zip(arrays["masks"].tolist(), errors.tolist(), strict=True)),

@@ -50,8 +50,9 @@ def fetch(name: str, folder: Path, *, mirrors: Sequence[str]) -> str:
     Refusal
         When no source has all four files with the right MD5 sums; names each and its reason.
     """
-    from stages.vision import datasets
     from torchvision.datasets.utils import check_integrity
+
+    from stages.vision import datasets
 
     dataset: Any = getattr(datasets, CLASSES[name])
     raw = folder / dataset.__name__ / "raw"

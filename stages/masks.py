@@ -35,7 +35,7 @@ def missing_pixels(pattern: Mask, *, count: int, seed: int) -> NDArray[np.bool_]
 
 
 def main() -> None:
-    """Write data/observed/imputation.npz: every mask on the first test images, NaN where missing."""
+    """Write data/observed/imputation.npz: the first test images, NaN where a mask hides them."""
     params = load().masks
     images, _ = read_split("test")
     if params.images > len(images):

@@ -10,9 +10,7 @@ def autoencoding() -> None:
     """All test images, without their labels."""
     images, _ = read_split("test")
     dataset = np.array(dataset_of(split_path("test")))
-    write_arrays(
-        observed_path("autoencoding"), {"observed": images.numpy(), "dataset": dataset}
-    )
+    write_arrays(observed_path("autoencoding"), {"observed": images.numpy(), "dataset": dataset})
 
 
 PROBLEMS = {"autoencoding": autoencoding}

@@ -242,9 +242,7 @@ def check_all(params: Params) -> None:
                 f"params.yaml: {where}.network = {entry.network!r}: allowed are {allowed}"
             )
         module = find(f"methods.{entry.problem}", entry.method, where=f"{where}.method")
-        bind(
-            module.reconstruct, entry.settings, where=f"{where}.settings", given=("callback",)
-        )
+        bind(module.reconstruct, entry.settings, where=f"{where}.settings", given=("callback",))
 
 
 def main() -> None:

@@ -109,7 +109,9 @@ def main(name: str) -> None:
     }
     write_arrays(reconstruction_path(name), arrays)
     # Beside it, not in it: the same parameters give the same bytes, but never the same seconds.
-    write_json(timing_path(name), {"run": name, "dataset": dataset, "started": started, "seconds": seconds})
+    write_json(
+        timing_path(name), {"run": name, "dataset": dataset, "started": started, "seconds": seconds}
+    )
     print(f"{name}: {len(images)} images in {seconds:.1f} s")
 
 

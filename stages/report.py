@@ -198,7 +198,9 @@ def main() -> None:
     parts = [f"Dataset: **{dataset}**."]
     if autoencoding:
         parts += ["### Autoencoding: all test images", autoencoding_table(autoencoding)]
-        write_picture(FOLDER / "autoencoding.png", autoencoding_picture(autoencoding, truth, title=dataset))
+        write_picture(
+            FOLDER / "autoencoding.png", autoencoding_picture(autoencoding, truth, title=dataset)
+        )
         pca_mse = read_json(BASELINES)["pca_mse"]
         code_size_chart(FOLDER / "code_size.png", autoencoding, pca_mse, dataset=dataset)
     if imputation:
@@ -210,7 +212,11 @@ def main() -> None:
         ]
         for mask in masks:
             picture = imputation_picture(
-                imputation, truth, mask=masks.index(mask), observed=observed, title=f"{dataset}, {mask}"
+                imputation,
+                truth,
+                mask=masks.index(mask),
+                observed=observed,
+                title=f"{dataset}, {mask}",
             )
             write_picture(FOLDER / f"imputation_{mask}.png", picture)
         for name in imputation:

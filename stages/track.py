@@ -49,7 +49,7 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
 
 from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
 from mlflow.exceptions import MlflowException
 
 LOCK = Path("dvc.lock")
@@ -83,7 +83,7 @@ def fingerprints(stages: Mapping[str, Stage]) -> dict[str, str]:
     def fingerprint(name: str) -> str:
         if name not in known:
             inputs = {makers.get(dep["path"]) for dep in stages[name].get("deps", [])}
-            ancestors = sorted(fingerprint(i) for i in inputs if i not in (None, GATE))  # type: ignore[arg-type]
+            ancestors = sorted(fingerprint(i) for i in inputs if i not in (None, GATE))
             text = json.dumps([stages[name], ancestors], sort_keys=True)
             known[name] = hashlib.sha256(text.encode()).hexdigest()
         return known[name]
@@ -397,9 +397,7 @@ def main() -> None:
                 if run_id is None:
                     continue
                 publish = publish_network if kind == "train" else publish_reconstruction
-                publish(
-                    client, run_id, name=name, stage=stages[stage_name], dataset=dataset
-                )
+                publish(client, run_id, name=name, stage=stages[stage_name], dataset=dataset)
                 added += 1
     kept = len(wanted) - added
     print(f"MLflow: {added} runs published, {kept} were there ({time.time() - begun:.1f} s)")

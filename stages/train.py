@@ -90,7 +90,7 @@ def train(
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
     mean = images.mean(dim=0)
     if "mean" in dict(network.named_buffers()):
-        network.mean.copy_(mean)  # type: ignore[operator, union-attr]
+        network.mean.copy_(mean)  # type: ignore[operator]
     mean_image_mse = (validation[0] - mean).square().mean().item()
     history: list[dict[str, float]] = []
     best, best_state = float("inf"), copy.deepcopy(network.state_dict())

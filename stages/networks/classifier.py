@@ -25,9 +25,7 @@ class Network(nn.Module):
     def __init__(
         self,
         *,
-        channels: Annotated[
-            list[Annotated[int, Field(ge=1)]], Field(min_length=2, max_length=2)
-        ],
+        channels: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=2, max_length=2)],
         hidden: Annotated[int, Field(ge=1)],
         dropout: Annotated[float, Field(ge=0, lt=1)],
         classes: Annotated[int, Field(ge=2)],

@@ -32,9 +32,7 @@ class Network(nn.Module):
         self,
         *,
         decoder: Literal["transposed", "upsampled"],
-        channels: Annotated[
-            list[Annotated[int, Field(ge=1)]], Field(min_length=2, max_length=2)
-        ],
+        channels: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=2, max_length=2)],
         code_channels: Annotated[int, Field(ge=1)],
     ) -> None:
         super().__init__()
@@ -74,6 +72,7 @@ class Network(nn.Module):
                 inputs = module.in_channels * module.kernel_size[0] * module.kernel_size[1]
                 taps = inputs / (module.stride[0] ** 2 if module.transposed else 1)
                 nn.init.normal_(module.weight, std=(2 / taps) ** 0.5)
+                assert module.bias is not None
                 nn.init.zeros_(module.bias)
         # Digits are mostly black. An output that starts at grey sends one strong gradient to all
         # weights at once, "darker"; the sigmoid saturates at black and nothing is learnt any more
@@ -81,7 +80,8 @@ class Network(nn.Module):
         output = self.decoder[-1]
         assert isinstance(output, nn.Conv2d | nn.ConvTranspose2d) and output.bias is not None
         nn.init.constant_(output.bias, -2.0)
-        self.to(memory_format=torch.channels_last)  # up to twice as fast on a CPU
+        # Up to twice as fast on a CPU.
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def encode(self, images: Tensor) -> Tensor:
         """(B, 28, 28) images to (B, code_size) codes."""

@@ -1,5 +1,6 @@
 """Fully connected autoencoder: `ffnn` with one layer each way, `deep` with several."""
 
+from itertools import pairwise
 from typing import Annotated
 
 import torch
@@ -66,7 +67,7 @@ class Network(nn.Module):
 
 def _stack(widths: list[int], *, dropout: float) -> nn.Sequential:
     layers: list[nn.Module] = []
-    for inputs, outputs in zip(widths[:-1], widths[1:], strict=True):
+    for inputs, outputs in pairwise(widths):
         if layers:
             layers.append(nn.ReLU())
             if dropout:

@@ -27,6 +27,6 @@ def reconstruct(
     -------
     (B, 28, 28)
     """
-    mean = network.mean.to(observed.dtype).reshape(28, 28)  # type: ignore[operator, union-attr]
+    mean = network.mean.to(observed.dtype).reshape(28, 28)  # type: ignore[operator]
     filling = torch.zeros_like(mean) if value == "zero" else mean
     return torch.where(observed.isnan(), filling, observed)

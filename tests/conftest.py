@@ -1,0 +1,162 @@
+"""Small real data, and a workspace of one's own for every test that touches files."""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from stages.download import digits
+from stages.split import split
+
+ROOT = Path(__file__).parent.parent
+MNIST = ROOT.parent / "shared" / "mnist"  # the four files, where they happen to lie there
+
+TINY: dict[str, Any] = {
+    "data": {"name": "digits", "mirror": None, "validation": 0.2, "seed": 0},
+    "networks": {
+        "gaussian": {"architecture": "gaussian", "arguments": {}, "training": {}},
+        "classifier": {
+            "architecture": "classifier",
+            "arguments": {"channels": [2, 2], "hidden": 8, "dropout": 0.0, "classes": 10},
+            "training": {
+                "epochs": 1,
+                "batch_size": 64,
+                "learning_rate": 0.01,
+                "schedule": "constant",
+                "grace": 1,
+                "seed": 0,
+            },
+        },
+        "ffnn": {
+            "architecture": "dense",
+            "arguments": {"widths": [8], "gain": 1.0, "dropout": 0.0},
+            "training": {
+                "epochs": 3,
+                "batch_size": 32,
+                "learning_rate": 0.02,
+                "schedule": "cosine",
+                "grace": 3,
+                "seed": 0,
+            },
+        },
+    },
+    "masks": {
+        "images": 12,
+        "seed": 0,
+        "patterns": {
+            "bottom": {"kind": "rectangle", "rows": [14, 27], "columns": [0, 27]},
+            "random_50": {"kind": "random", "share": 0.5},
+        },
+    },
+    "runs": {
+        "autoencoding-ffnn": {
+            "problem": "autoencoding",
+            "method": "one_pass",
+            "network": "ffnn",
+            "settings": {},
+        },
+        "imputation-mean": {
+            "problem": "imputation",
+            "method": "fill",
+            "network": "gaussian",
+            "settings": {"value": "mean"},
+        },
+        "imputation-known": {
+            "problem": "imputation",
+            "method": "backpropagation",
+            "network": "ffnn",
+            "settings": {
+                "objective": "known",
+                "start": "noise",
+                "answer": "output",
+                "steps": 5,
+                "learning_rate": 0.1,
+                "restarts": 2,
+                "seed": 0,
+            },
+        },
+    },
+    "scoring": {"resamples": 200, "ridge": 0.01, "seed": 0},
+}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Two test processes on two cores: one thread each."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def digit_splits() -> dict[str, dict[str, Any]]:
+    """scikit-learn's digits as train, validation and test, uint8."""
+    arrays = digits()
+    return split((arrays["images"], arrays["labels"]), None, validation=0.2, seed=0)
+
+
+@pytest.fixture(scope="session")
+def images(digit_splits: dict[str, dict[str, Any]]) -> torch.Tensor:
+    """All training digits, (n, 28, 28) in [0, 1]."""
+    return torch.from_numpy(digit_splits["train"]["images"].astype(np.float32) / 255)
+
+
+def environment() -> dict[str, str]:
+    """Of a user in a fresh shell: nothing of this process's DVC or MLflow."""
+    dropped = ("DVC_", "MLFLOW_", "PYTEST_", "PYTHONPATH")
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(dropped)}
+    return {**kept, "OMP_NUM_THREADS": "1", "GIT_CONFIG_GLOBAL": os.devnull}
+
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+def execute(
+    *command: str, cwd: Path, check: bool = True, **extra: str
+) -> "subprocess.CompletedProcess[str]":
+    """Run a command as a user would; with `check`, a failure shows its output."""
+    result = subprocess.run(
+        command,
+        cwd=cwd,
+        env={**environment(), **extra},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if check and result.returncode:
+        pytest.fail(f"{' '.join(command)}\n{result.stdout[-3000:]}\n{result.stderr[-3000:]}")
+    return result
+
+
+def write_params(folder: Path, params: dict[str, Any]) -> None:
+    text = yaml.safe_dump(params, sort_keys=False)
+    (folder / "params.yaml").write_text(text, encoding="utf-8")
+
+
+@pytest.fixture(scope="session")
+def make_workspace() -> Callable[[Path], Path]:
+    """A clone of the tracked and new files, with tiny parameters and an empty cache."""
+
+    def make(folder: Path) -> Path:
+        listed = execute(
+            "git", "ls-files", "--cached", "--others", "--exclude-standard", cwd=ROOT
+        ).stdout.split("\n")
+        kept = ("stages/", ".dvc", ".ci/", "dvc.yaml", "demo.yaml", ".gitignore")
+        for name in filter(lambda n: n.startswith(kept), listed):
+            target = folder / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if (ROOT / name).is_file():
+                shutil.copyfile(ROOT / name, target)
+        write_params(folder, TINY)
+        execute("git", "init", "--quiet", "--initial-branch=main", cwd=folder)
+        execute("git", "add", "--all", cwd=folder)
+        identity = ("-c", "user.name=Test", "-c", "user.email=test@example.org")
+        execute("git", *identity, "commit", "--quiet", "-m", "Start", cwd=folder)
+        return folder
+
+    return make

@@ -1,0 +1,117 @@
+"""`dvc plots` makes a page that shows the report's numbers and loads nothing from the network."""
+
+import csv
+import hashlib
+import html.parser
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import ROOT, execute
+from PIL import Image
+
+TRAINING = "metrics/report/training.csv"
+IMPUTATION = "metrics/report/imputation.csv"
+
+
+class Page(html.parser.HTMLParser):
+    """What an HTML page loads, and the scripts that it carries."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.sources: list[str] = []
+        self.scripts: list[tuple[dict[str, str | None], str]] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        attributes = dict(attrs)
+        if tag == "script":
+            self.scripts.append((attributes, ""))
+        if tag != "a":
+            self.sources += [v for k in ("src", "href") if (v := attributes.get(k)) is not None]
+
+    def handle_data(self, data: str) -> None:
+        if self.cdata_elem == "script":
+            attributes, text = self.scripts.pop()
+            self.scripts.append((attributes, text + data))
+
+
+def write_csv(path: Path, rows: list[dict[str, object]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The plots of dvc.yaml over a made report, committed and then changed."""
+    folder = tmp_path_factory.mktemp("plots")
+    (folder / ".dvc").mkdir()
+    shutil.copyfile(ROOT / ".dvc" / "config", folder / ".dvc" / "config")
+    shutil.copytree(ROOT / ".dvc" / "plots", folder / ".dvc" / "plots")
+    plots = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["plots"]
+    (folder / "dvc.yaml").write_text(yaml.safe_dump({"plots": plots}), encoding="utf-8")
+
+    definitions = [d for plot in plots if isinstance(plot, dict) for d in plot.values()]
+    (networks,) = (d["y"][TRAINING] for d in definitions if TRAINING in d["y"])
+    for name in filter(lambda p: isinstance(p, str), plots):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8)).save(folder / name)
+    first: dict[str, object] = {"epoch": 1, **dict.fromkeys(networks, 0.0625)}
+    short: dict[str, object] = {"epoch": 2, **dict.fromkeys(networks, ""), networks[0]: 0.03125}
+    write_csv(folder / TRAINING, [first, short])
+    names = ("mse", "mse_low", "mse_high", "mse_over_ridge", "psnr", "ssim", "agreement")
+    rows: list[dict[str, object]] = [
+        {"run": run, "mask": mask, **dict.fromkeys(names, 0.5), "mse_over_ridge": 1.40625}
+        for run in ("ridge", "known")
+        for mask in ("bottom", "left")
+    ]
+    write_csv(folder / IMPUTATION, rows)
+
+    identity = ("-c", "user.name=Test", "-c", "user.email=test@example.org")
+    execute("git", "init", "--quiet", "--initial-branch=main", cwd=folder)
+    execute("git", "add", "--all", cwd=folder)
+    execute("git", *identity, "commit", "--quiet", "-m", "Start", cwd=folder)
+    rows[0]["mse_over_ridge"] = 1.15625
+    write_csv(folder / IMPUTATION, rows)
+    return folder
+
+
+@pytest.mark.parametrize("command", ["show", "diff"])
+def test_the_page_holds_its_data_and_its_scripts(repository: Path, command: str) -> None:
+    # As a page of its own: it does not lean on files beside it, but for the pictures.
+    done = execute("dvc", "plots", command, "-o", f"page_{command}", cwd=repository)
+    assert "WARNING" not in done.stderr
+    index = repository / f"page_{command}" / "index.html"
+    text = index.read_text(encoding="utf-8")
+    page = Page(text)
+    assert not re.search(r"<script[^>]*\ssrc=", text)
+    assert page.sources
+    for source in page.sources:
+        assert (index.parent / source).is_file(), source
+    values = ["0.0625", "0.03125", "1.40625", "1.15625"]
+    assert all(f'"{value}"' in text for value in values)
+    assert ("HEAD" in text) is (command == "diff")
+    placeholders = r"<DVC_METRIC_\w+>|\{(?:plot_divs|scripts|refresh_tag)\}"
+    assert re.findall(placeholders, text) == []
+
+
+def test_every_plot_of_dvc_yaml_is_on_the_page(repository: Path) -> None:
+    plots = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["plots"]
+    shown = json.loads(execute("dvc", "plots", "show", "--json", cwd=repository).stdout)
+    assert "errors" not in shown
+    assert set(shown["data"]) == {p if isinstance(p, str) else next(iter(p)) for p in plots}
+    assert all(shown["data"].values())
+
+
+def test_the_scripts_are_the_published_ones() -> None:
+    page = Page((ROOT / ".dvc" / "plots" / "page.html").read_text(encoding="utf-8"))
+    packages = [attributes["data-package"] for attributes, _ in page.scripts[:3]]
+    assert packages == ["vega@5.33.1", "vega-lite@5.23.0", "vega-embed@6.29.0"]
+    for attributes, text in page.scripts[:3]:
+        assert hashlib.sha256(text.encode()).hexdigest() == attributes["data-sha256"]
