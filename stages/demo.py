@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from configparser import ConfigParser
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from stages.command import Refusal, run
 from stages.params import PARAMS
 
 FOLDER = Path("demo")
-COPIED = ("dvc.yaml", ".dvcignore", "stages")
+COPIED = ("dvc.yaml", ".dvcignore", ".dvc/plots", "stages")
 CHANGES = Path("demo.yaml")
 
 
@@ -43,13 +44,12 @@ def prepare(folder: Path) -> None:
     changes = yaml.safe_load(CHANGES.read_text(encoding="utf-8"))
     text = yaml.safe_dump(merged(base, changes), sort_keys=False)
     (folder / PARAMS).write_text(text, encoding="utf-8")
-    cache = (Path(".dvc") / "cache").resolve()
-    (folder / ".dvc").mkdir(exist_ok=True)
-    (folder / ".dvc" / "config").write_text(
-        "[core]\n    analytics = false\n    check_update = false\n    no_scm = true\n"
-        f"[cache]\n    dir = {cache}\n",
-        encoding="utf-8",
-    )
+    config = ConfigParser()
+    config.read(".dvc/config")
+    config["core"]["no_scm"] = "true"  # Git ignores the folder, so that DVC must not ask Git
+    config["cache"] = {"dir": str((Path(".dvc") / "cache").resolve())}
+    with (folder / ".dvc" / "config").open("w", encoding="utf-8") as file:
+        config.write(file)
 
 
 def main() -> None:

@@ -50,7 +50,6 @@ def fetch(name: str, folder: Path, *, mirrors: Sequence[str]) -> str:
     Refusal
         When no source has all four files with the right MD5 sums; names each and its reason.
     """
-    from torchvision.datasets.utils import check_integrity
 
     from stages.vision import datasets
 
@@ -63,7 +62,7 @@ def fetch(name: str, folder: Path, *, mirrors: Sequence[str]) -> str:
             reasons = []
             for file, md5 in dataset.resources:
                 candidate = Path(source).expanduser() / file
-                if check_integrity(candidate, md5):
+                if datasets.utils.check_integrity(candidate, md5):
                     shutil.copyfile(candidate, raw / file)
                 else:
                     state = "corrupt: its MD5 sum differs" if candidate.is_file() else "missing"
@@ -102,6 +101,7 @@ def digits() -> dict[str, Any]:
     return {
         "images": np.rint(framed * 255).astype(np.uint8),
         "labels": bunch.target.astype(np.uint8),
+        "dataset": np.array("digits"),
     }
 
 

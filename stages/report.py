@@ -174,16 +174,13 @@ def code_size_chart(
 
 
 def training_rows(params: Params) -> list[dict[str, Any]]:
-    """Validation MSE of each autoencoder by epoch, a column for each."""
-    curves = {}
-    for name in params.networks:
-        epochs = read_json(history_path(name))["epochs"]
-        if "training_loss" in epochs[0] and "validation_mse" in epochs[0]:
-            curves[name] = [entry["validation_mse"] for entry in epochs]
-    longest = max((len(curve) for curve in curves.values()), default=0)
+    """Validation MSE of every autoencoder by epoch."""
+    histories = {name: read_json(history_path(name))["epochs"] for name in params.networks}
     return [
-        {"epoch": i + 1, **{n: curve[i] if i < len(curve) else "" for n, curve in curves.items()}}
-        for i in range(longest)
+        {"network": name, "epoch": int(e["epoch"]), "validation_mse": e["validation_mse"]}
+        for name, epochs in histories.items()
+        if "training_loss" in epochs[0] and "validation_mse" in epochs[0]
+        for e in epochs
     ]
 
 
@@ -234,9 +231,9 @@ def main() -> None:
         write_rows(
             FOLDER / "imputation.csv",
             [
-                {"run": name.removeprefix("imputation-"), "mask": mask, **row}
+                {"run": name.removeprefix("imputation-"), "mask": mask, **s["masks"][mask]}
                 for name, s in imputation.items()
-                for mask, row in s["masks"].items()
+                for mask in masks
             ],
         )
     write_rows(FOLDER / "training.csv", training_rows(params))

@@ -1,29 +1,32 @@
 """torchvision's datasets, importable also where its compiled operators cannot be loaded."""
 
-import importlib.util
 import sys
+from importlib import import_module
+from typing import Any
 
-import torch
 from torch.library import Library
 
-if importlib.util.find_spec("torchvision") and "torchvision" not in sys.modules:
-    # A CUDA build of torchvision beside a CPU build of torch (what some package mirrors serve)
-    # loads no operators, and then its import fails on "operator torchvision::nms does not exist".
-    # The datasets need none of them: declaring the two is enough. An ordinary install skips this.
+# Lives as long as the process: what it declares goes with it.
+_declarations: list[Library] = []
+
+
+def _import_datasets() -> Any:
     try:
-        pass
+        return import_module("torchvision.datasets")
     except RuntimeError as error:
+        # A CUDA build of torchvision beside a CPU build of torch, which some package mirrors
+        # serve, loads no operators, and then its import fails on "operator torchvision::nms does
+        # not exist". The datasets need none of them: declaring two is enough. An ordinary install
+        # never comes here.
         if "torchvision::" not in str(error):
             raise
-        for module in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
-            del sys.modules[module]
-        declarations = Library("torchvision", "FRAGMENT")
-        for operator in ("nms", "qnms"):
-            if not hasattr(torch.ops.torchvision, operator):
-                declarations.define(
-                    f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
-                )
+    for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
+        del sys.modules[name]
+    library = Library("torchvision", "FRAGMENT")
+    for operator in ("nms", "qnms"):
+        library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    _declarations.append(library)
+    return import_module("torchvision.datasets")
 
-from torchvision import datasets
 
-__all__ = ["datasets"]
+datasets = _import_datasets()

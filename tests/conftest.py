@@ -36,13 +36,13 @@ TINY: dict[str, Any] = {
         },
         "ffnn": {
             "architecture": "dense",
-            "arguments": {"widths": [8], "gain": 1.0, "dropout": 0.0},
+            "arguments": {"widths": [24], "gain": 1.0, "dropout": 0.0},
             "training": {
-                "epochs": 3,
+                "epochs": 12,
                 "batch_size": 32,
-                "learning_rate": 0.02,
+                "learning_rate": 0.01,
                 "schedule": "cosine",
-                "grace": 3,
+                "grace": 12,
                 "seed": 0,
             },
         },

@@ -57,14 +57,17 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     plots = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["plots"]
     (folder / "dvc.yaml").write_text(yaml.safe_dump({"plots": plots}), encoding="utf-8")
 
-    definitions = [d for plot in plots if isinstance(plot, dict) for d in plot.values()]
-    (networks,) = (d["y"][TRAINING] for d in definitions if TRAINING in d["y"])
     for name in filter(lambda p: isinstance(p, str), plots):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("L", (8, 8)).save(folder / name)
-    first: dict[str, object] = {"epoch": 1, **dict.fromkeys(networks, 0.0625)}
-    short: dict[str, object] = {"epoch": 2, **dict.fromkeys(networks, ""), networks[0]: 0.03125}
-    write_csv(folder / TRAINING, [first, short])
+    write_csv(
+        folder / TRAINING,
+        [
+            {"network": "ffnn", "epoch": 1, "validation_mse": 0.0625},
+            {"network": "ffnn", "epoch": 2, "validation_mse": 0.03125},
+            {"network": "deep", "epoch": 1, "validation_mse": 0.0625},
+        ],
+    )
     names = ("mse", "mse_low", "mse_high", "mse_over_ridge", "psnr", "ssim", "agreement")
     rows: list[dict[str, object]] = [
         {"run": run, "mask": mask, **dict.fromkeys(names, 0.5), "mse_over_ridge": 1.40625}

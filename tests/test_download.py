@@ -1,0 +1,198 @@
+"""Sources of the raw files: the user's own first, corrupt ones refused, a clear end."""
+
+import gzip
+import hashlib
+import http.server
+import struct
+import threading
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import MNIST, TINY, write_params
+
+from stages import download, split
+from stages.artifacts import DATASET, read_arrays, read_json, split_path
+from stages.command import Refusal
+from stages.vision import datasets
+
+SIZES = {"train": 40, "t10k": 10}
+
+
+def idx(array: "np.ndarray[Any, Any]") -> bytes:
+    """An array in the format of the MNIST files (type 8 is unsigned byte)."""
+    head = struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape)
+    return gzip.compress(head + array.astype(np.uint8).tobytes(), mtime=0)
+
+
+@pytest.fixture
+def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with four small files, for which torchvision's MNIST now expects the sums; its
+    own mirrors lead nowhere."""
+    folder = tmp_path / "published"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    resources = []
+    for part, size in SIZES.items():
+        arrays = {
+            "images-idx3": rng.integers(0, 256, (size, 28, 28)),
+            "labels-idx1": rng.integers(0, 10, size),
+        }
+        for kind, array in arrays.items():
+            name = f"{part}-{kind}-ubyte.gz"
+            (folder / name).write_bytes(idx(array))
+            md5 = hashlib.md5((folder / name).read_bytes(), usedforsecurity=False).hexdigest()
+            resources.append((name, md5))
+    monkeypatch.setattr(datasets.MNIST, "resources", resources)
+    monkeypatch.setattr(datasets.MNIST, "mirrors", ["http://127.0.0.1:9/"])
+    monkeypatch.delenv(download.MIRROR_VARIABLE, raising=False)
+    return folder
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "workspace"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def choose(folder: Path, **data: Any) -> None:
+    write_params(folder, {**TINY, "data": {**TINY["data"], **data}})
+
+
+@pytest.fixture
+def server(published: Path) -> Iterator[str]:
+    handler = partial(QuietHandler, directory=str(published))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as httpd:
+        threading.Thread(target=httpd.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{httpd.server_port}"
+        httpd.shutdown()
+
+
+class QuietHandler(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+def raw_files(folder: Path) -> set[str]:
+    return {p.name for p in (folder / "data/raw/MNIST/raw").iterdir()}
+
+
+def test_the_variable_wins_over_the_parameter(
+    workspace: Path,
+    published: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    choose(workspace, name="mnist", mirror="http://127.0.0.1:9/nowhere")
+    monkeypatch.setenv(download.MIRROR_VARIABLE, str(published))
+    download.main()
+    assert f"mnist: from {published}" in capsys.readouterr().out
+    assert "train-images-idx3-ubyte.gz" in raw_files(workspace)
+
+
+def test_a_url_serves_as_a_mirror(
+    workspace: Path, server: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    choose(workspace, name="mnist", mirror=server)
+    download.main()
+    assert f"mnist: from {server}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("damage", ["corrupt", "truncated", "missing"])
+def test_a_damaged_file_is_refused_and_fetched_anew(
+    damage: str,
+    workspace: Path,
+    published: Path,
+    server: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    own = tmp_path / "own"
+    own.mkdir()
+    for file in published.iterdir():
+        (own / file.name).write_bytes(file.read_bytes())
+    victim = own / "t10k-images-idx3-ubyte.gz"
+    whole = victim.read_bytes()
+    if damage == "missing":
+        victim.unlink()
+    else:
+        victim.write_bytes(whole[:-9] if damage == "truncated" else whole[:-9] + bytes(9))
+    monkeypatch.setenv(download.MIRROR_VARIABLE, str(own))
+    choose(workspace, name="mnist", mirror=server)
+    download.main()
+    printed = capsys.readouterr().out
+    assert f"{victim.name} is {'missing' if damage == 'missing' else 'corrupt'}" in printed
+    assert f"mnist: from {server}" in printed
+    fetched = workspace / "data/raw/MNIST/raw" / victim.name
+    assert fetched.read_bytes() == whole
+
+
+def test_with_no_source_the_old_files_stay_and_the_line_says_what_was_tried(
+    workspace: Path, tmp_path: Path, published: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    choose(workspace, name="mnist")
+    old = workspace / "data/raw/MNIST/raw/kept"
+    old.parent.mkdir(parents=True)
+    old.write_text("old")
+    monkeypatch.setenv(download.MIRROR_VARIABLE, str(tmp_path / "empty"))
+    with pytest.raises(Refusal) as refusal:
+        download.main()
+    text = str(refusal.value)
+    for part in (str(tmp_path / "empty"), "http://127.0.0.1:9/", "RETRACE_DATA_MIRROR", "digits"):
+        assert part in text
+    assert "\n" not in text
+    assert old.read_text() == "old"
+    assert [p.name for p in (workspace / "data").iterdir()] == ["raw"]
+
+
+def test_splits_are_seeded_disjoint_and_recorded(
+    workspace: Path, published: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(download.MIRROR_VARIABLE, str(published))
+    choose(workspace, name="mnist")
+    download.main()
+    split.main()
+    description = read_json(DATASET)
+    assert description["sizes"] == {"train": 32, "validation": 8, "test": 10}
+    assert str(published) not in DATASET.read_text()
+    parts = {part: read_arrays(split_path(part)) for part in description["sizes"]}
+    for part, arrays in parts.items():
+        digest = hashlib.sha256(arrays["images"].tobytes()).hexdigest()
+        assert description["sha256"][f"{part}/images"] == digest
+        assert arrays["dataset"] == "mnist"
+    drawn = np.concatenate([parts["train"]["images"], parts["validation"]["images"]])
+    assert len(np.unique(drawn.reshape(40, -1), axis=0)) == 40
+    before = split_path("train").read_bytes()
+    split.main()
+    assert split_path("train").read_bytes() == before
+
+
+def test_digits_look_like_mnist_and_say_that_they_are_not(
+    workspace: Path, digit_splits: dict[str, Any]
+) -> None:
+    sizes = [len(part["images"]) for part in digit_splits.values()]
+    assert sum(sizes) == 1797
+    images = digit_splits["test"]["images"]
+    assert images.dtype == np.uint8 and images.shape[1:] == (28, 28)
+    assert images.max() == 255 and not images[:, :4].any()
+    assert "not MNIST" in split.describe_source("digits")["changed"]
+
+
+@pytest.mark.skipif(not MNIST.is_dir(), reason="the MNIST files do not lie beside the repository")
+def test_mnist_itself_splits_into_48000_12000_10000(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(download.MIRROR_VARIABLE, str(MNIST))
+    choose(workspace, name="mnist")
+    download.main()
+    training, test = split.read_raw("mnist")
+    parts = split.split(training, test, validation=0.2, seed=0)
+    sizes = {part: len(arrays["images"]) for part, arrays in parts.items()}
+    assert sizes == {"train": 48000, "validation": 12000, "test": 10000}
+    assert test is not None and test[1][:5].tolist() == [7, 2, 1, 0, 4]

@@ -1,0 +1,337 @@
+"""The pipeline end to end, as a user runs it, in a temporary clone with tiny parameters."""
+
+import copy
+import hashlib
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import ROOT, TINY, environment, execute, write_params
+
+# One process for all of these: they share a finished pipeline, which takes a minute to make.
+pytestmark = pytest.mark.xdist_group("pipeline")
+
+RAN = re.compile(r"Running stage '([^']+)'")
+INTERVALS = {"mse", "mse_low", "mse_high", "ssim", "ssim_low", "ssim_high", "psnr", "psnr_low"}
+
+
+@pytest.fixture(scope="module")
+def finished(
+    make_workspace: Callable[[Path], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    folder = make_workspace(tmp_path_factory.mktemp("pipeline") / "clone")
+    execute("dvc", "repro", cwd=folder)
+    return folder
+
+
+@pytest.fixture
+def workspace(finished: Path, tmp_path: Path) -> Path:
+    """A copy of the finished pipeline, its cache and store included, to do damage to."""
+    return shutil.copytree(finished, tmp_path / "copy", symlinks=True)
+
+
+def ran(result: "subprocess.CompletedProcess[str]") -> list[str]:
+    return RAN.findall(result.stdout)
+
+
+def digests(folder: Path, *patterns: str) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for pattern in patterns
+        for path in sorted(folder.glob(pattern))
+    }
+
+
+def changed(section: str, **values: Any) -> dict[str, Any]:
+    """TINY with some values of a section, given by its path, changed."""
+    params = copy.deepcopy(TINY)
+    target = params
+    for key in section.split("/"):
+        target = target[key]
+    target.update(values)
+    return params
+
+
+def runs_of(folder: Path) -> list[dict[str, Any]]:
+    """Every run in the store of a workspace, read by a process of its own."""
+    script = (
+        "import json, mlflow;"
+        "client = mlflow.MlflowClient('sqlite:///mlflow.db');"
+        "ids = [e.experiment_id for e in client.search_experiments()];"
+        "print(json.dumps([{'id': r.info.run_id, 'name': r.info.run_name,"
+        " 'status': r.info.status, 'tags': r.data.tags, 'params': r.data.params,"
+        " 'metrics': r.data.metrics,"
+        " 'files': [f.path for f in client.list_artifacts(r.info.run_id)],"
+        " 'images': [f.path for f in client.list_artifacts(r.info.run_id, 'images')],"
+        " 'dataset': [d.dataset.name for d in r.inputs.dataset_inputs],"
+        " 'models': len(r.outputs.model_outputs) if r.outputs else 0}"
+        " for r in client.search_runs(ids)]))"
+    )
+    output = execute(sys.executable, "-W", "ignore", "-c", script, cwd=folder).stdout
+    runs: list[dict[str, Any]] = json.loads(output.splitlines()[-1])
+    return runs
+
+
+def test_a_second_repro_runs_nothing_and_status_is_clean(finished: Path) -> None:
+    before = digests(finished, "dvc.lock", "metrics/**/*.json")
+    assert not ran(execute("dvc", "repro", cwd=finished))
+    assert "up to date" in execute("dvc", "status", cwd=finished).stdout
+    assert digests(finished, "dvc.lock", "metrics/**/*.json") == before
+    assert not list(finished.rglob("*.part"))
+
+
+def test_metrics_hold_what_the_contract_says(finished: Path) -> None:
+    common = {"dataset", "problem", "method", "network", "n", "seed", "seconds"}
+    scores = json.loads((finished / "metrics/autoencoding-ffnn.json").read_text())
+    assert common | INTERVALS | {"mse_over_pca"} <= set(scores)
+    assert scores["dataset"] == "digits" and scores["n"] == 257
+    scores = json.loads((finished / "metrics/imputation-known.json").read_text())
+    assert common <= set(scores) and set(scores["masks"]) == {"bottom", "random_50"}
+    for mask in scores["masks"].values():
+        expected = INTERVALS | {"mse_over_ridge", "known_residual", "agreement"}
+        assert expected <= set(mask)
+        assert mask["mse_low"] <= mask["mse"] <= mask["mse_high"]
+
+
+def test_scores_are_what_the_files_give(finished: Path) -> None:
+    """MSE over the missing pixels alone, computed again from the files in three lines."""
+    with np.load(finished / "data/reconstructions/imputation-mean.npz") as file:
+        estimate = file["estimate"].astype(np.float64)
+    with np.load(finished / "data/observed/imputation.npz") as file:
+        observed, masks = file["observed"], file["masks"].tolist()
+    with np.load(finished / "data/test.npz") as file:
+        truth = file["images"][:12] / 255
+    scores = json.loads((finished / "metrics/imputation-mean.json").read_text())["masks"]
+    for i, mask in enumerate(masks):
+        missing = np.isnan(observed[i])
+        errors = ((estimate[i] - truth) ** 2)[missing]
+        assert scores[mask]["mse"] == pytest.approx(errors.mean(), rel=1e-5)
+        assert scores[mask]["known_residual"] == pytest.approx(0, abs=1e-12)
+        np.testing.assert_allclose(observed[i][~missing], truth[~missing], atol=1e-7)
+
+
+def test_digits_are_labelled_everywhere(finished: Path) -> None:
+    for path in [*finished.glob("data/*.npz"), *finished.glob("data/*/*.npz")]:
+        with np.load(path) as file:
+            assert file["dataset"] == "digits", path
+    for path in [*finished.glob("metrics/**/*.json"), *finished.glob("models/*.json")]:
+        assert json.loads(path.read_text())["dataset"] == "digits", path
+    assert "digits" in (finished / "metrics/report/table.md").read_text()
+    assert all(run["tags"]["dataset"] == "digits" for run in runs_of(finished))
+
+
+def test_dvc_shows_metrics_that_fit_a_screen(finished: Path) -> None:
+    shown = json.loads(execute("dvc", "metrics", "show", "--json", cwd=finished).stdout)
+    files = shown[""]["data"]
+    assert set(files) == {f"metrics/headline/{run}.json" for run in TINY["runs"]}
+    assert all(len(entry["data"]) <= 14 for entry in files.values())
+
+
+def test_the_same_parameters_give_the_same_bytes(workspace: Path) -> None:
+    patterns = ("models/*.safetensors", "data/reconstructions/*.npz", "data/observed/*.npz")
+    before = digests(workspace, *patterns)
+    stages = ["masks", "train@ffnn", "reconstruct@imputation-known"]
+    execute("dvc", "repro", "--force", "--single-item", *stages, cwd=workspace)
+    assert digests(workspace, *patterns) == before
+
+
+def test_only_what_depends_on_a_change_runs_and_back_comes_from_the_cache(
+    workspace: Path,
+) -> None:
+    settings = "runs/imputation-known/settings"
+    write_params(workspace, changed(settings, steps=6))
+    assert ran(execute("dvc", "repro", cwd=workspace)) == [
+        "check",
+        "reconstruct@imputation-known",
+        "score@imputation-known",
+        "report",
+        "track",
+    ]
+    write_params(workspace, TINY)
+    again = ran(execute("dvc", "repro", cwd=workspace))
+    # `track` has no outputs that a cache could hold: it looks, and finds all runs there.
+    assert set(again) <= {"check", "track"}
+
+
+def test_one_run_for_each_network_and_reconstruction(finished: Path) -> None:
+    runs = {run["name"]: run for run in runs_of(finished)}
+    assert set(runs) == {"gaussian", "classifier", "ffnn", "mean", "known"} | {"ffnn"}
+    everything = runs_of(finished)
+    assert len(everything) == 6 and all(run["status"] == "FINISHED" for run in everything)
+    for run in everything:
+        assert {"dataset", "problem", "network", "method", "retrace.fingerprint"} <= set(
+            run["tags"]
+        )
+        assert len(run["tags"]["mlflow.source.git.commit"]) == 40
+        assert run["dataset"] == ["digits"]
+        assert "checkpoint" in run["files"]
+    assert runs["known"]["params"]["settings.steps"] == "5"
+    assert {"bottom.mse", "random_50.ssim", "loss.bottom"} <= set(runs["known"]["metrics"])
+    assert runs["classifier"]["models"] == 1
+    keys = [
+        sorted({path.split("%")[0] for path in run["images"]})
+        for run in everything
+        if run["tags"]["problem"] == "imputation"
+    ]
+    assert all({"images/bottom", "images/random_50"} <= set(k) for k in keys)
+
+
+def test_publishing_again_adds_nothing_and_a_lost_store_is_rebuilt(workspace: Path) -> None:
+    (workspace / "mlflow.db").unlink()
+    shutil.rmtree(workspace / "mlruns")
+    first = execute(sys.executable, "-m", "stages.track", cwd=workspace).stdout
+    assert "6 runs published, 0 were there" in first
+    before = sorted(run["id"] for run in runs_of(workspace))
+    second = execute(sys.executable, "-m", "stages.track", cwd=workspace).stdout
+    assert "0 runs published, 6 were there" in second
+    assert sorted(run["id"] for run in runs_of(workspace)) == before
+
+
+def test_two_first_publishers_at_once(workspace: Path) -> None:
+    (workspace / "mlflow.db").unlink()
+    shutil.rmtree(workspace / "mlruns")
+    command = [sys.executable, "-m", "stages.track"]
+    processes = [
+        subprocess.Popen(
+            command,
+            cwd=workspace,
+            env=environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    outputs = [process.communicate() for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    runs = runs_of(workspace)
+    assert len(runs) == 6 and all(run["status"] == "FINISHED" for run in runs)
+
+
+def test_a_killed_publisher_leaves_nothing_that_the_next_does_not_mend(workspace: Path) -> None:
+    script = (
+        "from mlflow import MlflowClient; c = MlflowClient('sqlite:///mlflow.db');"
+        "e = c.get_experiment_by_name('imputation').experiment_id;"
+        "r = c.search_runs([e])[0]; c.update_run(r.info.run_id, status='RUNNING')"
+    )
+    execute(sys.executable, "-W", "ignore", "-c", script, cwd=workspace)
+    assert "1 runs published" in execute(sys.executable, "-m", "stages.track", cwd=workspace).stdout
+    runs = runs_of(workspace)
+    assert len(runs) == 6 and all(run["status"] == "FINISHED" for run in runs)
+
+
+def test_an_unreachable_server_harms_no_result(workspace: Path) -> None:
+    write_params(workspace, changed("runs/imputation-mean/settings", value="zero"))
+    server = "http://127.0.0.1:9"
+    result = execute("dvc", "repro", cwd=workspace, check=False, MLFLOW_TRACKING_URI=server)
+    assert result.returncode != 0
+    lines = [line for line in result.stderr.splitlines() if line.startswith("retrace:")]
+    assert len(lines) == 1 and server in lines[0] and "make track" in lines[0]
+    assert "Traceback" not in result.stderr
+    headline = json.loads((workspace / "metrics/headline/imputation-mean.json").read_text())
+    assert headline["mse"] > 0
+    assert ran(execute("dvc", "repro", cwd=workspace)) == ["track"]
+    assert len(runs_of(workspace)) == 7
+
+
+def test_a_misspelt_key_stops_before_anything_runs(workspace: Path) -> None:
+    before = digests(workspace, "models/*", "data/**/*.npz", "metrics/**/*.json", "dvc.lock")
+    write_params(workspace, changed("networks/ffnn/training", epoks=3))
+    result = execute("dvc", "repro", cwd=workspace, check=False)
+    assert result.returncode != 0
+    assert ran(result) == ["check"]
+    assert "retrace: params.yaml: networks.ffnn.training.epoks: unknown key" in result.stderr
+    assert "Traceback" not in result.stderr
+    after = digests(workspace, "models/*", "data/**/*.npz", "metrics/**/*.json", "dvc.lock")
+    assert after == before
+    write_params(workspace, TINY)
+    assert set(ran(execute("dvc", "repro", cwd=workspace))) <= {"check"}
+
+
+def test_a_checkpoint_of_another_architecture_is_one_line(workspace: Path) -> None:
+    path = workspace / "models/ffnn.safetensors"
+    path.unlink()  # a link into the cache, perhaps
+    shutil.copyfile(workspace / "models/classifier.safetensors", path)
+    command = (sys.executable, "-m", "stages.reconstruct", "imputation-known")
+    old = digests(workspace, "data/reconstructions/*")
+    result = execute(*command, cwd=workspace, check=False)
+    assert result.returncode == 2
+    assert result.stderr.count("\n") == 1
+    assert result.stderr.startswith("retrace: ") and "'classifier'" in result.stderr
+    assert digests(workspace, "data/reconstructions/*") == old
+
+
+def test_an_unknown_name_lists_what_there_is(finished: Path) -> None:
+    for module, known in (("train", "gaussian"), ("reconstruct", "imputation-known")):
+        result = execute(
+            sys.executable, "-m", f"stages.{module}", "nonsense", cwd=finished, check=False
+        )
+        assert result.returncode == 2 and known in result.stderr
+        assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "module",
+    [path.stem for path in (ROOT / "stages").glob("*.py") if "__name__" in path.read_text()],
+)
+def test_every_stage_has_help(module: str, finished: Path) -> None:
+    result = execute(sys.executable, "-m", f"stages.{module}", "--help", cwd=finished)
+    assert f"python -m stages.{module}" in result.stdout
+    assert len(result.stdout.split("\n")) > 4
+
+
+def test_ctrl_c_leaves_nothing_half_written_and_the_next_repro_carries_on(
+    workspace: Path,
+) -> None:
+    write_params(workspace, changed("networks/ffnn/training", epochs=100_000))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "stages.train", "ffnn"],
+        cwd=workspace,
+        env=environment(),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    time.sleep(6)  # imports take two seconds, training would take an hour
+    old = digests(workspace, "models/*")
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert errors.strip() == "retrace: interrupted; the next `dvc repro` carries on from here"
+    assert digests(workspace, "models/*") == old
+    assert not list(workspace.rglob("*.part"))
+    write_params(workspace, TINY)
+    assert not set(ran(execute("dvc", "repro", cwd=workspace))) - {"check", "track"}
+
+
+def test_a_full_disk_is_one_line_and_the_old_result_stays(workspace: Path) -> None:
+    inside = (
+        "set -e; mkdir -p full; mount -t tmpfs -o size=64k none full;"
+        "cp metrics/imputation-mean.json full/; mount --bind full metrics;"
+        "dd if=/dev/zero of=metrics/ballast bs=1k count=200 2>/dev/null || true;"
+        f"{sys.executable} -m stages.score imputation-known; code=$?; ls -A metrics; exit $code"
+    ).replace("set -e;", "")
+    result = execute(
+        "unshare",
+        "--user",
+        "--map-root-user",
+        "--mount",
+        "sh",
+        "-c",
+        inside,
+        cwd=workspace,
+        check=False,
+    )
+    if "unshare" in result.stderr or "mount" in result.stderr:
+        pytest.skip(f"no mount namespace here: {result.stderr.strip()}")
+    assert result.returncode == 2, result.stderr
+    assert result.stderr.startswith("retrace: the disk is full")
+    assert sorted(result.stdout.split()) == ["ballast", "imputation-mean.json"]
