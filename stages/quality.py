@@ -8,6 +8,7 @@ from torch import Tensor
 GAUSSIAN_SIGMA = 1.5  # pixels
 GAUSSIAN_RADIUS = 5  # pixels; scikit-image truncates its filter at 3.5 standard deviations
 K1, K2 = 0.01, 0.03
+CHUNK = 256  # images whose windows are taken together: their arrays stay in the cache
 
 
 def mse(estimate: Tensor, truth: Tensor, where: Tensor | None = None) -> Tensor:
@@ -63,17 +64,19 @@ def ssim(estimate: Tensor, truth: Tensor) -> Tensor:
     """
     if estimate.shape != truth.shape:
         raise ValueError(f"shapes differ: {tuple(estimate.shape)} and {tuple(truth.shape)}")
-    x, y = estimate.double(), truth.double()
-    height, width = x.shape[1:]
-    rows, columns = _window_matrix(height), _window_matrix(width)
-    count = len(x)
-    maps = torch.cat([x, y, x * x, y * y, x * y])  # (5B, H, W)
-    maps = (maps @ columns.T).transpose(1, 2) @ rows.T  # (5B, W - 10, H - 10)
-    mean_x, mean_y, mean_xx, mean_yy, mean_xy = maps.split(count)
-    variance_x, variance_y = mean_xx - mean_x**2, mean_yy - mean_y**2
-    covariance = mean_xy - mean_x * mean_y
-    luminance = (2 * mean_x * mean_y + K1**2) / (mean_x**2 + mean_y**2 + K1**2)
-    structure = (2 * covariance + K2**2) / (variance_x + variance_y + K2**2)
+    rows, columns = (_window_matrix(size) for size in estimate.shape[1:])
+    chunks = zip(estimate.split(CHUNK), truth.split(CHUNK), strict=True)
+    return torch.cat([_ssim(x.double(), y.double(), rows, columns) for x, y in chunks])
+
+
+def _ssim(x: Tensor, y: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    maps = torch.cat([x, y, x * x + y * y, x * y])  # (4B, H, W)
+    maps = (maps @ columns.T).transpose(1, 2) @ rows.T  # (4B, W - 10, H - 10)
+    mean_x, mean_y, mean_squares, mean_product = maps.split(len(x))
+    product, squares = mean_x * mean_y, mean_x * mean_x + mean_y * mean_y
+    luminance = (2 * product + K1**2) / (squares + K1**2)
+    # Only the sum of the two variances counts, so that x² and y² need one window, not two.
+    structure = (2 * (mean_product - product) + K2**2) / (mean_squares - squares + K2**2)
     return (luminance * structure).mean(dim=(1, 2))
 
 

@@ -1,5 +1,6 @@
 """Backpropagation to the missing pixels through an autoencoder with fixed weights."""
 
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
 import torch
@@ -8,6 +9,8 @@ from torch import Tensor, nn
 
 from stages.artifacts import Callback
 from stages.params import Seed
+
+CHUNK = 1000  # images that go through each step together: their arrays stay in the cache
 
 
 def reconstruct(
@@ -67,33 +70,60 @@ def reconstruct(
         x = torch.where(missing, network.mean, x)  # type: ignore[arg-type]
     elif start == "noise":
         x = torch.where(missing, torch.rand(x.shape, generator=generator), x)
+    output = torch.empty_like(x)
+    descents = [
+        _descend(
+            network,
+            *chunk,
+            objective=objective,
+            steps=steps,
+            learning_rate=learning_rate,
+        )
+        for chunk in zip(x.split(CHUNK), output.split(CHUNK), missing.split(CHUNK), strict=True)
+    ]
+    candidates = (x if answer == "input" else output).unflatten(0, (restarts, -1))
+    for step, losses in enumerate(zip(*descents, strict=True)):
+        loss, restart = torch.cat(losses).unflatten(0, (restarts, -1)).min(dim=0)
+        images = torch.arange(len(restart))
+        estimate = candidates[restart, images] if restarts > 1 else candidates[0]
+        callback(step, loss, estimate)
+    return estimate
+
+
+def _descend(
+    network: nn.Module,
+    x: Tensor,
+    output: Tensor,
+    missing: Tensor,
+    *,
+    objective: Literal["known", "whole", "masked_target"],
+    steps: int,
+    learning_rate: float,
+) -> Iterator[Tensor]:
+    """Yield the losses (C,) of a chunk before each step and after the last.
+
+    `x` is optimised in place, and f(x) is left in `output`; both (C, 28, 28).
+    """
     counted = {"known": ~missing, "whole": torch.ones_like(missing), "masked_target": missing}
     # Each image's own mean: the weight of a counted pixel is one over their number.
     weight = counted[objective] / counted[objective].sum(dim=(1, 2), keepdim=True)
-    x.requires_grad_()
-    optimiser = torch.optim.Adam([x], lr=learning_rate, fused=True)
-
-    def losses() -> tuple[Tensor, Tensor]:
-        output = network(x)
-        target = 0.0 if objective == "masked_target" else x
-        return output, ((output - target).square() * weight).sum(dim=(1, 2))  # (R·B,)
-
-    def best(output: Tensor, loss: Tensor) -> tuple[Tensor, Tensor]:
-        loss, restart = loss.detach().unflatten(0, (restarts, -1)).min(dim=0)
-        candidates = (x if answer == "input" else output).detach().unflatten(0, (restarts, -1))
-        return loss, candidates[restart, torch.arange(len(restart))]
-
-    for step in range(steps):
-        output, loss = losses()
-        optimiser.zero_grad()
-        loss.sum().backward()
-        callback(step, *best(output, loss))
-        assert x.grad is not None
-        x.grad *= missing  # known pixels have no gradient, so that Adam leaves them where they are
-        optimiser.step()
-        with torch.no_grad():
+    twice_free = 2 * missing.to(x.dtype)
+    variable = x.detach().requires_grad_()  # shares the memory of x
+    optimiser = torch.optim.Adam([variable], lr=learning_rate, fused=True)
+    for step in range(steps + 1):
+        result = network(variable)
+        output.copy_(result.detach())
+        residual = output if objective == "masked_target" else output - x
+        weighted = residual * weight
+        if step < steps:
+            # Half the gradient is Jᵀ weighted, less weighted where x is the target too; written
+            # out, since autograd goes over all pixels four times more.
+            (gradient,) = torch.autograd.grad(result, variable, weighted)
+            if objective == "whole":  # for "known", weighted is 0 where pixels are missing
+                gradient = gradient - weighted
+            # Known pixels have no gradient, so that Adam leaves them where they are.
+            variable.grad = gradient * twice_free
+        yield (weighted * residual).sum(dim=(1, 2))
+        if step < steps:
+            optimiser.step()
             x.clamp_(0, 1)
-    with torch.no_grad():
-        loss, estimate = best(*losses())
-    callback(steps, loss, estimate)
-    return estimate
