@@ -1,9 +1,10 @@
-"""What plain statistics reach on the same images: PCA of any code size, ridge on each mask."""
+"""What the scores are measured against: PCA of any code size, ridge on each mask, and how good the
+judge of completed images is."""
 
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from stages.artifacts import (
     BASELINES,
@@ -18,6 +19,8 @@ from stages.command import run
 from stages.methods.imputation import ridge
 from stages.params import load
 from stages.quality import mse
+
+BATCH = 1000  # images that the classifier sees at once
 
 
 def pca_curve(images: Tensor, *, mean: Tensor, covariance: Tensor) -> list[float]:
@@ -42,12 +45,22 @@ def pca_curve(images: Tensor, *, mean: Tensor, covariance: Tensor) -> list[float
     return curve
 
 
+@torch.no_grad()
+def accuracy(classifier: nn.Module, images: Tensor, labels: Tensor) -> float:
+    """Share of (n, 28, 28) images that a classifier labels as the (n,) labels say."""
+    batches = zip(images.split(BATCH), labels.split(BATCH), strict=True)
+    right = sum((classifier(x).argmax(dim=1) == y).sum().item() for x, y in batches)
+    return float(right / len(labels))
+
+
 def main() -> None:
-    """Write metrics/baselines.json: MSE of PCA by code size and of ridge by mask."""
+    """Write metrics/baselines.json: MSE of PCA by code size, of ridge by mask, and the classifier's
+    accuracy on test images."""
     gaussian, _ = load_checkpoint(checkpoint_path("gaussian"))
     mean, covariance = gaussian.mean, gaussian.covariance
     assert isinstance(mean, Tensor) and isinstance(covariance, Tensor)
-    images, _ = read_split("test")
+    images, labels = read_split("test")
+    classifier, _ = load_checkpoint(checkpoint_path("classifier"))
     arrays = read_arrays(observed_path("imputation"))
     observed = torch.from_numpy(arrays["observed"])  # (masks, n, 28, 28)
     flat = observed.flatten(0, 1)
@@ -58,10 +71,12 @@ def main() -> None:
     errors = mse(estimate, truth, where=flat.isnan()).unflatten(0, (len(observed), -1)).mean(dim=1)
     content: dict[str, Any] = {
         "dataset": str(arrays["dataset"]),
+        "classifier_accuracy": accuracy(classifier, images, labels),
         "pca_mse": pca_curve(images, mean=mean, covariance=covariance),
         "ridge_mse": dict(zip(arrays["masks"].tolist(), errors.tolist(), strict=True)),
     }
     write_json(BASELINES, content)
+    print(f"classifier right on {content['classifier_accuracy']:.2%} of the test images")
     print(f"PCA-16 {content['pca_mse'][16]:.4f}, PCA-32 {content['pca_mse'][32]:.4f}")
     print("ridge " + ", ".join(f"{m} {e:.4f}" for m, e in content["ridge_mse"].items()))
 

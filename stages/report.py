@@ -192,14 +192,20 @@ def main() -> None:
     scores = {name: read_json(metrics_path(name)) for name in params.runs}
     autoencoding = {n: s for n, s in scores.items() if s["problem"] == "autoencoding"}
     imputation = {n: s for n, s in scores.items() if s["problem"] == "imputation"}
-    parts = [f"Dataset: **{dataset}**."]
+    baselines = read_json(BASELINES)
+    right = f"{baselines['classifier_accuracy']:.2%}"
+    parts = [
+        f"Dataset: **{dataset}**. The classifier behind `agreement` is right on {right} of the "
+        "test images."
+    ]
     if autoencoding:
         parts += ["### Autoencoding: all test images", autoencoding_table(autoencoding)]
         write_picture(
             FOLDER / "autoencoding.png", autoencoding_picture(autoencoding, truth, title=dataset)
         )
-        pca_mse = read_json(BASELINES)["pca_mse"]
-        code_size_chart(FOLDER / "code_size.png", autoencoding, pca_mse, dataset=dataset)
+        code_size_chart(
+            FOLDER / "code_size.png", autoencoding, baselines["pca_mse"], dataset=dataset
+        )
     if imputation:
         observations = read_arrays(observed_path("imputation"))
         masks, observed = observations["masks"].tolist(), observations["observed"]

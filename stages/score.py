@@ -89,12 +89,19 @@ def score_autoencoding(
 
 
 @torch.no_grad()
+def labels_of(classifier: torch.nn.Module, images: Tensor) -> Tensor:
+    """The classifier's labels (n,) of (n, 28, 28) images."""
+    batches = images.split(CLASSIFIER_BATCH)
+    return torch.cat([classifier(batch).argmax(dim=1) for batch in batches])
+
+
 def score_imputation(
     estimate: Tensor,
     truth: Tensor,
     *,
     observed: Tensor,
     classifier: torch.nn.Module,
+    truth_labels: Tensor,
     ridge_mse: float,
     means: Means,
 ) -> dict[str, Any]:
@@ -111,6 +118,8 @@ def score_imputation(
         Observed is NaN where a pixel is missing.
     classifier : Module
         (B, 28, 28) to logits.
+    truth_labels : (n,)
+        The classifier's labels of the originals.
     ridge_mse : float
         Of linear regression on the same images and mask.
     means : function
@@ -119,14 +128,11 @@ def score_imputation(
     missing = observed.isnan()
     completed = torch.where(missing, estimate.clamp(0, 1), observed)
 
-    def labels(images: Tensor) -> Tensor:
-        return torch.cat([classifier(b).argmax(dim=1) for b in images.split(CLASSIFIER_BATCH)])
-
     measures = {
         "mse": quality.mse(completed, truth, where=missing),
         "ssim": quality.ssim(completed, truth),
         "known_residual": quality.mse(estimate, truth, where=~missing),
-        "agreement": (labels(completed) == labels(truth)).double(),
+        "agreement": (labels_of(classifier, completed) == truth_labels).double(),
     }
     scores = with_psnr(means(measures))
     return {**scores, "mse_over_ridge": scores["mse"] / ridge_mse}
@@ -176,12 +182,14 @@ def main(name: str) -> None:
         headline |= {key: scores[key] for key in ("mse", "psnr", "ssim", "mse_over_pca")}
     elif entry.problem == "imputation":
         classifier, _ = load_checkpoint(checkpoint_path("classifier"))
+        truth_labels = labels_of(classifier, truth)
         result["masks"] = {
             mask: score_imputation(
                 estimate[i],
                 truth,
                 observed=observed[i],
                 classifier=classifier,
+                truth_labels=truth_labels,
                 ridge_mse=baselines["ridge_mse"][mask],
                 means=means,
             )

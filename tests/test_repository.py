@@ -1,0 +1,56 @@
+"""What the repository says of itself is so."""
+
+import re
+import subprocess
+
+import pytest
+import yaml
+from conftest import ROOT
+
+
+def committed(path: str) -> str:
+    """A file as it is in the last commit, whatever has been run or changed since."""
+    result = subprocess.run(
+        ["git", "show", f"HEAD:{path}"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    if result.returncode:
+        pytest.skip(f"no commit has {path}")
+    return result.stdout
+
+
+def test_the_table_of_the_readme_is_the_measured_one() -> None:
+    table = committed("metrics/report/table.md").strip()
+    assert table in committed("README.md")
+
+
+def test_links_and_pictures_of_the_documents_exist() -> None:
+    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        text = page.read_text(encoding="utf-8")
+        targets = re.findall(r"\]\(([^)#]+)\)", text) + re.findall(r'src="([^"]+)"', text)
+        local = [target for target in targets if "://" not in target]
+        assert all((page.parent / target).exists() for target in local), page
+
+
+def test_the_tree_of_the_readme_names_every_file_of_stages() -> None:
+    tree = (ROOT / "README.md").read_text(encoding="utf-8").split("```")
+    (described,) = [block for block in tree if "stages/\n" in block]
+    for path in (ROOT / "stages").glob("[!_]*"):
+        assert path.name in described or path.name == "__pycache__", path.name
+
+
+def test_every_network_and_run_has_a_place_in_the_documents() -> None:
+    params = yaml.safe_load(committed("params.yaml"))
+    cards = (ROOT / "docs/model-cards.md").read_text(encoding="utf-8")
+    table = committed("metrics/report/table.md")
+    assert all(f"`{name}`" in cards for name in params["networks"])
+    assert all(f"`{name.partition('-')[2]}`" in table for name in params["runs"])
+
+
+def test_every_pinned_package_is_constrained_to_the_same_version() -> None:
+    pins = re.findall(r'^    "([\w-]+)==([\w.]+)"', (ROOT / "pyproject.toml").read_text(), re.M)
+    constraints = dict(
+        line.lower().split("==") for line in (ROOT / "constraints.txt").read_text().split()
+    )
+    assert len(pins) > 15
+    for name, version in pins:
+        assert constraints[name.lower()] == version, name
