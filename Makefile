@@ -29,7 +29,7 @@ run: $(READY) ## the real thing: dvc repro, on the dataset that params.yaml name
 	dvc repro
 
 test: $(READY) ## the tests
-	python -m pytest --numprocesses 2
+	python -m pytest --numprocesses 2 --dist loadgroup
 
 track: $(READY) ## publish to MLflow what dvc.lock says (MLFLOW_TRACKING_URI, or the file here)
 	python -m stages.track

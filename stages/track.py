@@ -112,6 +112,7 @@ def store() -> Iterator[MlflowClient]:
     uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root() / 'mlflow.db'}"
     # MLflow logs each migration of a new database, and each retry with a stack trace.
     logging.getLogger("alembic").setLevel(logging.WARNING)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
     logging.getLogger("urllib3").setLevel(logging.ERROR)
     (root() / ".dvc" / "tmp").mkdir(parents=True, exist_ok=True)
     with FileLock(root() / ".dvc" / "tmp" / "track.lock"):
