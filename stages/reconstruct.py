@@ -79,6 +79,11 @@ def main(name: str) -> None:
     method = find(f"methods.{entry.problem}", entry.method, where=f"{where}.method").reconstruct
     settings = bind(method, entry.settings, where=f"{where}.settings", given=("callback",))
     network, header = load_checkpoint(checkpoint_path(entry.network))
+    if header["network"] != entry.network:
+        raise Refusal(
+            f"{checkpoint_path(entry.network)} holds the network {header['network']!r}, "
+            f"{entry.network!r} is expected; delete it and run `dvc repro`"
+        )
     observations = read_arrays(observed_path(entry.problem))
     dataset = str(observations["dataset"])
     if header["dataset"] != dataset:
