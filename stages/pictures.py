@@ -1,6 +1,6 @@
-"""Sheets of small images with a caption for each row, for MLflow, the report and the README."""
+"""Sheets of small images: with captions for the report and the README, bare for MLflow."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -54,6 +54,17 @@ def sheet(
         x = left + round((i + 0.5) * width / len(columns or []))
         draw.text((x, top - line + GAP), caption, fill=INK, font=font, anchor="mt")
     return picture
+
+
+def mosaic(rows: Sequence[NDArray[Any]], *, scale: int = 2) -> NDArray[np.uint8]:
+    """Rows of (n, h, w) images as one bare picture (H, W, 3).
+
+    For MLflow, which shows pictures in squares of 256 pixels under the name of their run: four
+    rows of four images of 28 x 28 fill one at scale 2, and captions could not be read.
+    """
+    strips = [_strip(images, scale=scale) for images in rows]
+    padded = [np.pad(s, ((0, GAP), (0, 0), (0, 0)), constant_values=255) for s in strips]
+    return np.concatenate(padded)
 
 
 def _strip(images: NDArray[Any], *, scale: int) -> NDArray[np.uint8]:

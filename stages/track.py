@@ -20,7 +20,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import yaml
 from filelock import FileLock
@@ -40,7 +39,8 @@ from stages.artifacts import (
     timing_path,
 )
 from stages.command import Refusal, run
-from stages.pictures import completed, sheet
+from stages.networks.gaussian import Network as Gaussian
+from stages.pictures import completed, mosaic
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 # A server that does not answer should be reported within seconds: the results are safe, and
@@ -58,9 +58,19 @@ LOCK = Path("dvc.lock")
 GATE = "check"
 FINGERPRINT = "retrace.fingerprint"
 NETWORKS = "networks"  # the experiment of the trained networks; the others are named by problem
-COLUMNS = 8
+SHOWN = 4  # images in a picture
 METRICS_A_CALL = 1000  # what MLflow takes at once
 ITERATIONS_MASK = "bottom"
+# Read once: MLflow's own functions write into the environment.
+SERVER = os.environ.get("MLFLOW_TRACKING_URI")
+# One for each run of an experiment, in order (Tol's muted and bright schemes, which colour-blind
+# eyes tell apart): MLflow's own colours collide.
+COLOURS = [
+    *("#4477aa", "#cc6677", "#ddcc77", "#117733", "#332288", "#aa4499"),
+    *("#44aa99", "#999933", "#882255", "#66ccee", "#ee7733", "#bbbbbb"),
+]
+# Not for charts: bounds of intervals and identities, which the attached metrics file holds.
+NOT_CHARTED = ("_low", "_high", "seed", "n", "code_size", "pca_mse")
 
 Stage = dict[str, Any]
 
@@ -109,7 +119,7 @@ def store() -> Iterator[MlflowClient]:
     Refusal
         When the store does not answer.
     """
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root() / 'mlflow.db'}"
+    uri = SERVER or f"sqlite:///{root() / 'mlflow.db'}"
     # MLflow logs each migration of a new database, and each retry with a stack trace.
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
@@ -137,8 +147,7 @@ def experiment(client: MlflowClient, name: str) -> str:
     if found is not None:
         return str(found.experiment_id)
     # A server knows where its artifacts belong; the default store keeps them beside itself.
-    own = not os.environ.get("MLFLOW_TRACKING_URI")
-    location = (root() / "mlruns" / name).as_uri() if own else None
+    location = None if SERVER else (root() / "mlruns" / name).as_uri()
     return str(client.create_experiment(name, artifact_location=location))
 
 
@@ -249,21 +258,23 @@ def publish_network(
     client.log_artifact(run_id, str(checkpoint_path(name)), "checkpoint")
     client.log_artifact(run_id, str(history_path(name)), "checkpoint")
     network, _ = load_checkpoint(checkpoint_path(name))
-    images = read_split("validation")[0][:COLUMNS]
-    if not hasattr(network, "code_size"):
-        if hasattr(network, "layers"):
-            log_model(client, run_id, network, images)
-        return
+    images = read_split("validation")[0][:SHOWN]
+    if isinstance(network, Gaussian):
+        return  # a table of moments: it maps no image to anything
     output = network(images)
-    log_model(client, run_id, network, images)
-    rows = {"original": images, "output": output, "error": (output - images).abs()}
-    captioned = {key: value.numpy() for key, value in rows.items()}
-    picture = sheet(captioned, title=f"{dataset['name']}, {name}", scale=3)
-    client.log_image(run_id, np.asarray(picture), key="validation", step=0)
+    log_model(client, run_id, network, images, output)
+    if output.shape == images.shape:
+        rows = [images, output, (output - images).abs()]
+        picture = mosaic([row.numpy() for row in rows])
+        client.log_image(run_id, picture, key="validation", step=0)
 
 
 def log_model(
-    client: MlflowClient, run_id: str, network: torch.nn.Module, images: torch.Tensor
+    client: MlflowClient,
+    run_id: str,
+    network: torch.nn.Module,
+    images: torch.Tensor,
+    output: torch.Tensor,
 ) -> None:
     """Store the network so that `mlflow.pytorch.load_model` gives it back."""
     import mlflow
@@ -277,7 +288,7 @@ def log_model(
             network,
             name="model",
             input_example=example,
-            signature=infer_signature(example, network(images).numpy()),
+            signature=infer_signature(example, output.numpy()),
             pip_requirements=[f"torch=={torch.__version__.split('+')[0]}"],
         )
 
@@ -296,60 +307,58 @@ def publish_reconstruction(
     observations = read_arrays(observed_path(scores["problem"]))
     timing = read_json(timing_path(name))
     started, seconds = timing["started"], timing["seconds"]
-    identity = ("dataset", "problem", "method", "network")
+    scalars = {k: v for k, v in scores.items() if isinstance(v, int | float)}
+    groups = {"": scalars, **{f"{m}/": v for m, v in scores.get("masks", {}).items()}}
     metrics = [
-        metric(key.replace("masks.", ""), value, at=started + seconds)
-        for key, value in flatten(scores).items()
-        if key not in identity
+        metric(f"{group}{key}", value, at=started + seconds)
+        for group, values in groups.items()
+        for key, value in values.items()
+        if not key.endswith(NOT_CHARTED[:2]) and key not in NOT_CHARTED
     ]
-    masks = observations["masks"].tolist() if "masks" in observations else ["loss"]
+    masks = observations["masks"].tolist() if "masks" in observations else []
     if "loss" in arrays:
         total = len(arrays["loss"])
         metrics += [
-            metric(f"loss.{mask}", value, at=started + seconds * (step + 1) / total, step=step)
+            metric(f"{mask}/loss", value, at=started + seconds * (step + 1) / total, step=step)
             for step, row in enumerate(arrays["loss"])
             for mask, value in zip(masks, row, strict=True)
         ]
-    log(client, run_id, params={**params_of(stage), "images": scores["n"]}, metrics=metrics)
+    code_size = {key: scores[key] for key in ("code_size",) if key in scores}
+    params = {**params_of(stage), **code_size, "images": scores["n"]}
+    log(client, run_id, params=params, metrics=metrics)
     log_dataset(client, run_id, dataset)
     client.log_artifact(run_id, str(metrics_path(name)), "metrics")
     client.log_artifact(run_id, str(checkpoint_path(scores["network"])), "checkpoint")
-    truth = read_split("test")[0][:COLUMNS].numpy()
-    for key, picture in reconstruction_pictures(
-        arrays, observations, truth, title=f"{dataset['name']}, {name}"
-    ).items():
-        client.log_image(run_id, picture, key=key, step=0)
+    truth = read_split("test")[0][:SHOWN].numpy()
+    for key, step, picture in reconstruction_pictures(arrays, observations, truth):
+        client.log_image(run_id, picture, key=key, step=step)
 
 
 def reconstruction_pictures(
-    arrays: Mapping[str, Any], observations: Mapping[str, Any], truth: Any, *, title: str
-) -> dict[str, Any]:
-    """Pictures of one reconstruction by key: one for each mask, and the iterations of one."""
-    pictures: dict[str, Any] = {}
+    arrays: Mapping[str, Any], observations: Mapping[str, Any], truth: Any
+) -> Iterator[tuple[str, int, Any]]:
+    """Pictures of one reconstruction, the first test images in columns, with their key and step.
+
+    For each mask the rows original, given, completed and error; of one mask also the completion
+    along the iterations; without masks the rows original, output and error.
+    """
     estimate, observed = arrays["estimate"], observations["observed"]
-    if estimate.ndim == 3:
-        shown = estimate[:COLUMNS]
-        rows = {"original": truth, "output": shown, "error": np.abs(shown - truth)}
-        return {"reconstruction": np.asarray(sheet(rows, title=title, scale=3))}
-    masks = observations["masks"].tolist()
-    for i, mask in enumerate(masks):
-        given = observed[i, :COLUMNS]
-        full = completed(estimate[i, :COLUMNS], given)
-        rows = {
-            "original": truth,
-            "given": given,
-            "completed": full,
-            "error": np.abs(full - truth),
-        }
-        pictures[mask] = np.asarray(sheet(rows, title=f"{title}, {mask}", scale=3))
-    if "snapshots" in arrays and ITERATIONS_MASK in masks:
-        i = masks.index(ITERATIONS_MASK)
-        given = observed[i, :COLUMNS]
-        rows = {"original": truth, "given": given}
-        for step, snapshot in zip(arrays["snapshot_steps"], arrays["snapshots"], strict=True):
-            rows[f"step {step}"] = completed(snapshot[i], given)
-        pictures["iterations"] = np.asarray(sheet(rows, title=title, scale=3))
-    return pictures
+    if "masks" not in observations:
+        output = estimate[:SHOWN]
+        yield "reconstruction", 0, mosaic([truth, output, abs(output - truth)])
+        return
+    for i, mask in enumerate(observations["masks"].tolist()):
+        given = observed[i, :SHOWN]
+
+        def rows(found: Any, given: Any = given) -> list[Any]:
+            full = completed(found[:SHOWN], given)
+            return [truth, given, full, abs(full - truth)]
+
+        yield f"{mask}/completed", 0, mosaic(rows(estimate[i]))
+        if mask == ITERATIONS_MASK and "snapshots" in arrays:
+            steps = arrays["snapshot_steps"].tolist()
+            for step, snapshot in zip(steps, arrays["snapshots"], strict=True):
+                yield f"{mask}/iterations", step, mosaic(rows(snapshot[i]))
 
 
 def git_commit() -> str:
@@ -370,7 +379,8 @@ def main() -> None:
     wanted = [name for name in stages if name.split("@")[0] in ("train", "score")]
     added, begun = 0, time.time()
     with store() as client:
-        for stage_name in tqdm(wanted, desc="publish", unit="run", disable=None):
+        bar = tqdm(wanted, desc="publish", unit="run", disable=None)
+        for position, stage_name in enumerate(bar):
             kind, name = stage_name.split("@")
             if kind == "train":
                 timing = read_json(history_path(name))
@@ -391,6 +401,7 @@ def main() -> None:
                     "dataset": dataset["name"],
                     "mlflow.source.git.commit": commit,
                     "mlflow.source.name": stages[stage_name]["cmd"],
+                    "mlflow.runColor": COLOURS[position % len(COLOURS)],
                 },
                 started=timing["started"],
                 seconds=timing["seconds"],
