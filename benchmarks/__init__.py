@@ -1,0 +1,1 @@
+"""What this project claims about speed, measured side by side with what a user would do instead."""

@@ -1,0 +1,209 @@
+"""What the pipeline costs beside the work: no-op `dvc repro`, imports, DVC and file handling."""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from benchmarks.timing import alternate, print_table, write_result
+from stages.command import Refusal
+from stages.demo import CHANGES, merged
+from stages.params import PARAMS
+
+TRACKED = ("stages", "dvc.yaml", "params.yaml", ".dvcignore", ".dvc/config", ".gitignore")
+IMAGES = 20  # of each mask
+ROUNDS = 3
+RUNNING = "Running stage '"
+BEFORE = "(before the first)"
+
+
+def minimal(content: dict[str, Any]) -> dict[str, Any]:
+    """Parameters of `make demo`, fewer images, one run for each problem and method, and only the
+    networks that these need."""
+    content = merged(content, yaml.safe_load(CHANGES.read_text(encoding="utf-8")))
+    firsts = {(r["problem"], r["method"]): name for name, r in reversed(content["runs"].items())}
+    runs = {name: run for name, run in content["runs"].items() if name in firsts.values()}
+    needed = {"gaussian", "classifier", *(run["network"] for run in runs.values())}
+    networks = {name: entry for name, entry in content["networks"].items() if name in needed}
+    masks = {**content["masks"], "images": IMAGES}
+    return {**content, "networks": networks, "masks": masks, "runs": runs}
+
+
+def prepare(folder: Path) -> dict[str, str]:
+    """Lay out a Git repository with the tracked files, minimal parameters and an empty DVC cache.
+
+    Returns
+    -------
+    dict
+        The environment to run in: nothing of the caller's workspace or tracking server.
+    """
+    command = ["git", "ls-files", *TRACKED]
+    listed = subprocess.run(command, capture_output=True, text=True, check=True)
+    for name in listed.stdout.splitlines():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(name, folder / name)
+    content = minimal(yaml.safe_load(PARAMS.read_text(encoding="utf-8")))
+    (folder / PARAMS).write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+    hidden = ("DVC_ROOT", "PYTHONPATH", "MLFLOW_TRACKING_URI")
+    environment = {key: value for key, value in os.environ.items() if key not in hidden}
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
+    environment["PYTHONUNBUFFERED"] = "1"  # lines are timed as they come
+    subprocess.run(["git", "init", "--quiet"], cwd=folder, check=True)
+    return environment
+
+
+def stage_seconds(lines: Iterator[str]) -> dict[str, list[float]]:
+    """Wall seconds from each stage's first line to the next stage's, by kind of stage."""
+    seconds: dict[str, list[float]] = defaultdict(list)
+    kind, since = BEFORE, time.perf_counter()
+    for line in lines:
+        if line.startswith(RUNNING):
+            now = time.perf_counter()
+            seconds[kind].append(now - since)
+            kind, since = line.removeprefix(RUNNING).split("'")[0].split("@")[0], now
+    seconds[kind].append(time.perf_counter() - since)
+    return dict(seconds)
+
+
+def kept(lines: Iterable[str], output: list[str]) -> Iterator[str]:
+    """Pass lines on and append them to `output`."""
+    for line in lines:
+        output.append(line)
+        yield line
+
+
+def repro(folder: Path, environment: dict[str, str], *, log: Path | None) -> dict[str, list[float]]:
+    """Run the whole pipeline and time its stages; write what it prints to `log`."""
+    output: list[str] = []
+    process = subprocess.Popen(
+        ["dvc", "repro"],
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert process.stdout is not None
+    seconds = stage_seconds(kept(process.stdout, output))
+    if log:
+        log.write_text("".join(output), encoding="utf-8")
+    if process.wait():
+        raise Refusal(f"dvc repro failed:\n{''.join(output[-20:])}")
+    return seconds
+
+
+def working_seconds(folder: Path) -> float:
+    """Seconds of training and reconstruction, as the stages themselves measured them."""
+    files = [*folder.glob("models/*.json"), *folder.glob("data/reconstructions/*.json")]
+    return sum(float(json.loads(file.read_text(encoding="utf-8"))["seconds"]) for file in files)
+
+
+def estimate(outside: float) -> dict[str, float] | None:
+    """Share outside of the work in this repository's own run, if there is one: its stages at
+    `outside` seconds each, and the seconds of training and reconstruction that its files name.
+
+    An estimate: MNIST's larger files take longer to read and write than those of the digits.
+    """
+    if not Path("dvc.lock").exists() or not (work := working_seconds(Path())):
+        return None
+    stages = len(yaml.safe_load(Path("dvc.lock").read_text(encoding="utf-8"))["stages"])
+    share = stages * outside / (stages * outside + work)
+    return {"share_outside": share, "stages": stages, "working_seconds": work}
+
+
+def measure(folder: Path, *, log: Path | None) -> dict[str, Any]:
+    """Time a fresh run, then no-op commands and bare imports in the finished workspace."""
+    environment = prepare(folder)
+    stages = repro(folder, environment, log=log)
+    commands = {
+        "dvc repro": ["dvc", "repro"],
+        "dvc status": ["dvc", "status"],
+        "python": ["python", "-c", "pass"],
+        "import torch": ["python", "-c", "import torch"],
+        "stages.train --help": ["python", "-m", "stages.train", "--help"],
+        "stages.track --help": ["python", "-m", "stages.track", "--help"],
+    }
+    run = partial(subprocess.run, cwd=folder, env=environment, capture_output=True, check=True)
+    noop = alternate({name: partial(run, words) for name, words in commands.items()}, rounds=ROUNDS)
+    wall = sum(sum(values) for values in stages.values())
+    work = working_seconds(folder)
+    runs = sum(len(values) for kind, values in stages.items() if kind != BEFORE)
+    return {
+        "noop_seconds": noop,
+        "own_run_estimated": estimate((wall - work) / runs),
+        "ratio": noop["dvc repro"] / noop["dvc status"],
+        "share_outside": 1 - work / wall,
+        "stage_runs": runs,
+        "stages": {k: {"runs": len(v), "seconds": sum(v)} for k, v in stages.items()},
+        # Every stage but the last imports about what training imports.
+        "start_up_seconds": runs * noop["stages.train --help"],
+        "wall_seconds": wall,
+        "working_seconds": work,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.bench_overhead",
+        description="Time `dvc repro` with nothing to do against `dvc status`, and the share of a "
+        "whole run on scikit-learn's digits that is neither training nor reconstruction.",
+    )
+    parser.add_argument("--log", type=Path, help="file for what the timed run prints")
+    arguments = parser.parse_args()
+    try:
+        with tempfile.TemporaryDirectory(prefix="retrace-bench-") as name:
+            result = measure(Path(name), log=arguments.log)
+    except Refusal as refusal:
+        sys.exit(f"retrace: {refusal}")
+    print_table(
+        f"nothing to do, {result['stage_runs']} stages",
+        ["", "seconds"],
+        [
+            *([name, f"{value:.2f}"] for name, value in result["noop_seconds"].items()),
+            ["repro / status (wanted: at most 1.5)", f"{result['ratio']:.2f}"],
+        ],
+    )
+    wall = result["wall_seconds"]
+    outside = wall - result["working_seconds"]
+    print_table(
+        f"a whole run on digits, empty cache: {result['share_outside']:.0%} of it is neither "
+        "training nor reconstruction",
+        ["", "runs", "seconds", "share"],
+        [
+            *(
+                [f"stage {kind}", v["runs"], f"{v['seconds']:.1f}", f"{v['seconds'] / wall:.0%}"]
+                for kind, v in result["stages"].items()
+            ),
+            ["whole run", result["stage_runs"], f"{wall:.1f}", "100%"],
+            *(
+                [name, "", f"{value:.1f}", f"{value / wall:.0%}"]
+                for name, value in {
+                    "training and reconstruction": result["working_seconds"],
+                    "start-up of the stages (imports)": result["start_up_seconds"],
+                    "the rest: DVC, files, scores, report": outside - result["start_up_seconds"],
+                }.items()
+            ),
+        ],
+    )
+    if own := result["own_run_estimated"]:
+        print(
+            f"this repository's own run: {own['working_seconds']:.0f} s of training and "
+            f"reconstruction in {own['stages']} stages, so about {own['share_outside']:.0%} outside"
+        )
+    sizes = {"images": IMAGES}
+    write_result("overhead", {"dataset": "digits", "rounds": ROUNDS, "sizes": sizes, **result})
+
+
+if __name__ == "__main__":
+    main()

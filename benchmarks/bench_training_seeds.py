@@ -1,0 +1,103 @@
+"""Does training survive any seed? The project's initialisation, and PyTorch's own."""
+
+from contextlib import suppress
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.data import read_images
+from benchmarks.timing import print_table, write_result
+from stages.artifacts import read_split, split_path
+from stages.command import Refusal, run
+from stages.params import NetworkEntry, find, load
+from stages.train import train
+
+NETWORKS = ("conv_upsampled", "conv_transposed")
+SEEDS = range(5)
+TRAINING, VALIDATION = 12_000, 2_000  # images seen, images validated on
+
+
+def build(entry: NetworkEntry, *, seed: int, ours: bool) -> nn.Module:
+    """A new network with the project's initialisation or PyTorch's, whose output bias is near 0."""
+    torch.manual_seed(seed)
+    architecture = find("networks", entry.architecture, where="networks")
+    network: nn.Module = architecture.Network(**entry.arguments)
+    if not ours:
+        for module in network.modules():
+            if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
+                module.reset_parameters()
+    return network
+
+
+def validation_mse(
+    network: nn.Module, training: Tensor, validation: Tensor, *, settings: dict[str, Any]
+) -> float | None:
+    """Validation MSE after training; None when the loss was not finite."""
+    history: list[dict[str, float]] = []
+    labels = [torch.zeros(len(images), dtype=torch.int64) for images in (training, validation)]
+    with suppress(Refusal):  # of a collapsed network, which is counted here
+        train(
+            network,
+            (training, labels[0]),
+            (validation, labels[1]),
+            **settings,
+            progress=history.append,
+        )
+    return history[-1]["validation_mse"] if history else None
+
+
+def read() -> tuple[str, Tensor, Tensor]:
+    """Dataset's name, training images and validation images, as many as are wanted and there."""
+    dataset, images = read_images("train")
+    if split_path("validation").exists():
+        return dataset, images[:TRAINING], read_split("validation")[0][:VALIDATION]
+    held_out = len(images) // 5
+    return dataset, images[held_out:], images[:held_out]
+
+
+def main() -> None:
+    """Train both convolutional autoencoders of params.yaml on 12,000 images for five seeds, with
+    the project's initialisation and with PyTorch's, and count how many collapse."""
+    dataset, training, validation = read()
+    epochs = -(-TRAINING // len(training))  # a small dataset is seen more often
+    mean_image_mse = (validation - training.mean(dim=0)).square().mean().item()
+    allowed = mean_image_mse / 2
+    networks = load().networks
+    results: dict[str, dict[str, Any]] = {}
+    for name in NETWORKS:
+        for seed in SEEDS:
+            for way in ("ours", "pytorch"):
+                network = build(networks[name], seed=seed, ours=way == "ours")
+                settings = {**networks[name].training, "seed": seed, "epochs": epochs}
+                mse = validation_mse(network, training, validation, settings=settings)
+                result = results.setdefault(f"{name}, {way}", {"mse": [], "collapsed": 0})
+                result["mse"].append(mse)
+                result["collapsed"] += mse is None or mse >= allowed
+    print_table(
+        f"validation MSE on {dataset} after {epochs} epoch(s) of {len(training)} images; collapsed "
+        f"is not below {allowed:.4f}, half the mean image's",
+        ["initialisation", *(f"seed {seed}" for seed in SEEDS), "collapsed"],
+        [
+            [
+                name,
+                *("not finite" if mse is None else f"{mse:.4f}" for mse in result["mse"]),
+                f"{result['collapsed']} of {len(SEEDS)}",
+            ]
+            for name, result in results.items()
+        ],
+    )
+    write_result(
+        "training_seeds",
+        {
+            "allowed_mse": allowed,
+            "dataset": dataset,
+            "epochs": epochs,
+            "networks": results,
+            "sizes": {"training": len(training), "validation": len(validation)},
+        },
+    )
+
+
+if __name__ == "__main__":
+    run(main)
