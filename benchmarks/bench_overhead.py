@@ -85,6 +85,8 @@ def kept(lines: Iterable[str], output: list[str]) -> Iterator[str]:
 
 def repro(folder: Path, environment: dict[str, str], *, log: Path | None) -> dict[str, list[float]]:
     """Run the whole pipeline and time its stages; write what it prints to `log`."""
+    if log:
+        log.touch()  # a folder that is not there should be known now, not in two minutes
     output: list[str] = []
     process = subprocess.Popen(
         ["dvc", "repro"],
