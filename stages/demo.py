@@ -19,11 +19,15 @@ CHANGES = Path("demo.yaml")
 
 
 def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """Take `changes` over `base`, key by key into nested dictionaries."""
+    """Take `changes` over `base`, key by key into nested dictionaries; null drops a key."""
     result = dict(base)
     for key, value in changes.items():
-        nested = isinstance(value, dict) and isinstance(base.get(key), dict)
-        result[key] = merged(base[key], value) if nested else value
+        if value is None:
+            del result[key]
+        elif isinstance(value, dict) and isinstance(base.get(key), dict):
+            result[key] = merged(base[key], value)
+        else:
+            result[key] = value
     return result
 
 
