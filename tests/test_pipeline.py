@@ -318,7 +318,10 @@ def test_ctrl_c_leaves_nothing_half_written_and_the_next_repro_carries_on(
     time.sleep(10)  # imports take two seconds, training would take an hour
     old = digests(workspace, "models/*")
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    try:
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()  # nothing, where it has ended; otherwise it would train for an hour
     assert process.returncode == 130
     assert errors.strip() == "retrace: interrupted; the next `dvc repro` carries on from here"
     assert digests(workspace, "models/*") == old
