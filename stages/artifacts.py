@@ -54,6 +54,11 @@ def timing_path(run: str) -> Path:
     return Path(f"data/reconstructions/{run}.json")
 
 
+def interrupted_path(run: str) -> Path:
+    """What an interrupted reconstruction keeps for its next start."""
+    return Path(f"data/interrupted/{run}.npz")
+
+
 def metrics_path(run: str) -> Path:
     return Path(f"metrics/{run}.json")
 

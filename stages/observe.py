@@ -5,6 +5,8 @@ import numpy as np
 from stages.artifacts import dataset_of, observed_path, read_split, split_path, write_arrays
 from stages.command import Refusal, run
 
+PUBLIC = 2000  # public images for the attacks that may use some, and for the controls
+
 
 def autoencoding() -> None:
     """All test images, without their labels."""
@@ -13,7 +15,16 @@ def autoencoding() -> None:
     write_arrays(observed_path("autoencoding"), {"observed": images.numpy(), "dataset": dataset})
 
 
-PROBLEMS = {"autoencoding": autoencoding}
+def training_data() -> None:
+    """What is public beside the checkpoint: images of the same kind, outside every training set."""
+    images, _ = read_split("validation")
+    dataset = np.array(dataset_of(split_path("validation")))
+    write_arrays(
+        observed_path("training_data"), {"observed": images[:PUBLIC].numpy(), "dataset": dataset}
+    )
+
+
+PROBLEMS = {"autoencoding": autoencoding, "training_data": training_data}
 
 
 def main(name: str) -> None:

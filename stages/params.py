@@ -25,6 +25,7 @@ Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*(-[a-z0-9_]+)*$")]
 Row = Annotated[int, Field(ge=0, lt=SIDE)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Settings = dict[str, Any]
+GIVEN = ("callback", "memory")  # what `reconstruct` hands to a method beside its settings
 
 
 class Data(BaseModel):
@@ -242,7 +243,7 @@ def check_all(params: Params) -> None:
                 f"params.yaml: {where}.network = {entry.network!r}: allowed are {allowed}"
             )
         module = find(f"methods.{entry.problem}", entry.method, where=f"{where}.method")
-        bind(module.reconstruct, entry.settings, where=f"{where}.settings", given=("callback",))
+        bind(module.reconstruct, entry.settings, where=f"{where}.settings", given=GIVEN)
 
 
 def main() -> None:

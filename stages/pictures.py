@@ -11,6 +11,11 @@ BACKGROUND, INK = (255, 255, 255), (30, 30, 30)
 MISSING = (86, 140, 190)  # missing pixels: no grey, and apart from it for colour-blind eyes
 GAP = 2  # pixels between images
 TEXT = 14  # pixels
+# Of runs, in order (Tol's muted and bright schemes, which colour-blind eyes tell apart).
+COLOURS = [
+    *("#4477aa", "#cc6677", "#ddcc77", "#117733", "#332288", "#aa4499"),
+    *("#44aa99", "#999933", "#882255", "#66ccee", "#ee7733", "#bbbbbb"),
+]
 
 
 def sheet(
@@ -24,8 +29,8 @@ def sheet(
 
     Parameters
     ----------
-    rows : dict of (n, h, w)
-        By caption; NaN is drawn in a colour of its own. All rows have as many images.
+    rows : dict of (n, h, w) or (n, 3, h, w)
+        By caption, grey or RGB; NaN is drawn in a colour of its own. All rows have as many images.
     title : str, optional
         A line above everything.
     columns : list of str, optional
@@ -57,7 +62,7 @@ def sheet(
 
 
 def mosaic(rows: Sequence[NDArray[Any]], *, scale: int = 2) -> NDArray[np.uint8]:
-    """Rows of (n, h, w) images as one bare picture (H, W, 3).
+    """Rows of (n, h, w) or (n, 3, h, w) images as one bare picture (H, W, 3).
 
     For MLflow, which shows pictures in squares of 256 pixels under the name of their run: four
     rows of four images of 28 x 28 fill one at scale 2, and captions could not be read.
@@ -67,11 +72,35 @@ def mosaic(rows: Sequence[NDArray[Any]], *, scale: int = 2) -> NDArray[np.uint8]
     return np.concatenate(padded)
 
 
+def stacked(pictures: Sequence[Image.Image]) -> Image.Image:
+    """Pictures one below the other."""
+    width = max(picture.width for picture in pictures)
+    whole = Image.new("RGB", (width, sum(picture.height for picture in pictures)), BACKGROUND)
+    y = 0
+    for picture in pictures:
+        whole.paste(picture, (0, y))
+        y += picture.height
+    return whole
+
+
+def split_rows(images: NDArray[Any], *, columns: int) -> list[NDArray[Any]]:
+    """Images (n, ...) as rows of `columns` each, white ones at the end of the last."""
+    blank = np.ones((-len(images) % columns, *images.shape[1:]), images.dtype)
+    filled = np.concatenate([images, blank])
+    return [filled[i : i + columns] for i in range(0, len(filled), columns)]
+
+
+def scale_of(images: NDArray[Any]) -> int:
+    """Screen pixels for each pixel of (n, ..., h, w): 2 for 28 x 28, and as large for others."""
+    return max(1, 56 // images.shape[-1])
+
+
 def _strip(images: NDArray[Any], *, scale: int) -> NDArray[np.uint8]:
-    """(n, h, w) to (h·scale, n·(w·scale + GAP), 3)."""
-    grey = np.nan_to_num(np.clip(images, 0, 1))
-    colour = np.repeat(np.rint(grey * 255).astype(np.uint8)[..., None], 3, axis=-1)
-    colour[np.isnan(images)] = MISSING
+    """(n, h, w) or (n, 3, h, w) to (h·scale, n·(w·scale + GAP), 3)."""
+    channels = np.repeat(images[:, None], 3, axis=1) if images.ndim == 3 else images
+    channels = np.moveaxis(channels, 1, -1)  # (n, h, w, 3)
+    colour = np.rint(np.nan_to_num(np.clip(channels, 0, 1)) * 255).astype(np.uint8)
+    colour[np.isnan(channels).any(axis=-1)] = MISSING
     colour = colour.repeat(scale, axis=1).repeat(scale, axis=2)
     colour = np.pad(colour, ((0, 0), (0, 0), (0, GAP), (0, 0)), constant_values=255)
     return np.concatenate(list(colour), axis=1)

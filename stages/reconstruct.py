@@ -1,6 +1,10 @@
 """Reconstruct: hand observations and a trained network to a method. The truth is not here."""
 
+import hashlib
+import inspect
+import json
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +14,7 @@ from tqdm import tqdm
 
 from stages.artifacts import (
     checkpoint_path,
+    interrupted_path,
     load_checkpoint,
     observed_path,
     read_arrays,
@@ -19,9 +24,10 @@ from stages.artifacts import (
     write_json,
 )
 from stages.command import Refusal, run
-from stages.params import bind, find, load
+from stages.params import GIVEN, bind, find, load
 
 WATCHED = 8  # images of each group whose estimates are kept along the iterations
+LIKE_OBSERVED = ("autoencoding", "imputation")  # problems with an estimate for each observation
 SHOWN_STEPS = (0, 1, 3, 10, 30, 100, 300, 1000, 3000, 10000)
 
 
@@ -69,6 +75,38 @@ class Recorder:
         }
 
 
+class Memory:
+    """Keeps the arrays of a method that was interrupted, for the next run with the same inputs.
+
+    Parameters
+    ----------
+    path : Path
+        Where they lie until the run ends.
+    inputs : list of str
+        Text that identifies code, settings and network: arrays of other inputs are not used.
+    """
+
+    def __init__(self, path: Path, *, inputs: list[str]) -> None:
+        self.path = path
+        self.key = hashlib.sha256(json.dumps(inputs).encode()).hexdigest()
+
+    def load(self) -> dict[str, Any]:
+        """The arrays of the interrupted run, or none."""
+        if not self.path.exists():
+            return {}
+        try:
+            arrays = read_arrays(self.path)
+        except Refusal:
+            return {}  # nothing is lost but time
+        return arrays if str(arrays.pop("key", "")) == self.key else {}
+
+    def save(self, arrays: dict[str, Any]) -> None:
+        write_arrays(self.path, {**arrays, "key": np.array(self.key)})
+
+    def forget(self) -> None:
+        self.path.unlink(missing_ok=True)
+
+
 def main(name: str) -> None:
     """Run one reconstruction of params.yaml and write data/reconstructions/<run>.npz and .json."""
     runs = load().runs
@@ -77,7 +115,7 @@ def main(name: str) -> None:
     entry = runs[name]
     where = f"runs.{name}"
     method = find(f"methods.{entry.problem}", entry.method, where=f"{where}.method").reconstruct
-    settings = bind(method, entry.settings, where=f"{where}.settings", given=("callback",))
+    settings = bind(method, entry.settings, where=f"{where}.settings", given=GIVEN)
     network, header = load_checkpoint(checkpoint_path(entry.network))
     if header["network"] != entry.network:
         raise Refusal(
@@ -95,18 +133,32 @@ def main(name: str) -> None:
     images = observed.flatten(0, -3)  # (groups x images, 28, 28)
     recorder = Recorder(
         groups=len(observed) if observed.dim() == 4 else 1,
-        steps=settings.get("steps", 0),
+        steps=settings.get("steps") or settings.get("rounds") or 0,
         label=name,
     )
+    given: dict[str, Any] = {"callback": recorder}
+    memory = Memory(
+        interrupted_path(name),
+        inputs=[
+            inspect.getsource(inspect.getmodule(method)),  # type: ignore[arg-type]
+            json.dumps(settings, sort_keys=True),
+            hashlib.sha256(checkpoint_path(entry.network).read_bytes()).hexdigest(),
+            dataset,
+        ],
+    )
+    if "memory" in inspect.signature(method).parameters:
+        given["memory"] = memory
     started = time.time()
-    estimate = method(network, images, **settings, callback=recorder)
+    estimate = method(network, images, **settings, **given)
     seconds = time.time() - started
     if not bool(torch.isfinite(estimate).all()):
         raise Refusal(
             f"{where}: the estimate is not finite; lower settings.learning_rate if there is one"
         )
+    if entry.problem in LIKE_OBSERVED:
+        estimate = estimate.reshape(observed.shape)
     arrays = {
-        "estimate": estimate.reshape(observed.shape).numpy(),
+        "estimate": estimate.numpy(),
         "code_size": np.array(getattr(network, "code_size", 0)),
         **{key: np.array(getattr(entry, key)) for key in ("problem", "method", "network")},
         "dataset": np.array(dataset),
@@ -117,7 +169,9 @@ def main(name: str) -> None:
     write_json(
         timing_path(name), {"run": name, "dataset": dataset, "started": started, "seconds": seconds}
     )
-    print(f"{name}: {len(images)} images in {seconds:.1f} s")
+    memory.forget()
+    count = len(images) if entry.problem in LIKE_OBSERVED else len(estimate)
+    print(f"{name}: {count} images in {seconds:.1f} s")
 
 
 if __name__ == "__main__":

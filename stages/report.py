@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from stages import identification
 from stages.artifacts import (
     BASELINES,
     DATASET,
@@ -24,11 +26,13 @@ from stages.artifacts import (
 )
 from stages.command import run
 from stages.params import Params, load
-from stages.pictures import completed, sheet
+from stages.pictures import COLOURS, completed, scale_of, sheet, split_rows, stacked
 
 FOLDER = Path("metrics/report")
 TABLE = FOLDER / "table.md"
 COLUMNS = 10  # images in a picture
+PAIRS = 30  # candidates and training images in a picture
+THRESHOLDS = ("0.90", "0.95", "0.99")  # keys of the matches in a metrics file
 Scores = dict[str, Any]
 
 
@@ -173,15 +177,263 @@ def code_size_chart(
     pyplot.close(figure)
 
 
+def training_data_table(runs: Mapping[str, Scores]) -> str:
+    """Every attack on training images, by the size of the training set, the best of each first."""
+    rows = []
+    order = sorted(runs.items(), key=lambda item: (item[1]["n"], -item[1]["identified"]))
+    for name, scores in order:
+        matches = zip(
+            *([scores[key][bar] for bar in THRESHOLDS] for key in ("matched", "null_matched")),
+            strict=True,
+        )
+        precision = scores["precision_at"].get("100")
+        rows.append(
+            [
+                f"`{name.removeprefix('training_data-')}`",
+                scores["method"],
+                f"`{scores['network']}`",
+                str(scores["n"]),
+                f"{scores['identified']} ({scores['threshold']:.3f})",
+                *(f"{count} / {null}" for count, null in matches),
+                "" if precision is None else f"{precision:.2f}",
+                f"{scores['median_mse']:.4f}" if "median_mse" in scores else "",
+                f"{scores['training_seconds']:.0f}",
+                f"{scores['seconds']:.0f}",
+            ]
+        )
+    head = ["run", "method", "network", "n", "identified (threshold)"]
+    head += [f"NCC > {bar}" for bar in THRESHOLDS]
+    head += ["precision of the first 100", "median MSE", "training, s", "attack, s"]
+    return markdown(head, rows)
+
+
+def colours_table(runs: Mapping[str, Scores]) -> str:
+    """Attacks on networks trained on images of one colour."""
+    rows = [
+        [
+            f"`{name.removeprefix('training_data-')}`",
+            scores["method"],
+            f"`{scores['network']}`",
+            str(scores["candidates"]),
+            f"{scores['colours_recovered']} / {scores['n']}",
+            f"{scores['colour_error']:.3f}",
+            f"{scores['training_seconds']:.0f}",
+            f"{scores['seconds']:.0f}",
+        ]
+        for name, scores in runs.items()
+    ]
+    head = ("run", "method", "network", "candidates", "colours recovered", "largest colour error")
+    return markdown((*head, "training, s", "attack, s"), rows)
+
+
+def training_data_rows(runs: Mapping[str, Scores]) -> list[dict[str, Any]]:
+    """Scores of each attack in one row, nested keys joined by an underscore; empty where one has
+    no such score."""
+    flat = []
+    for name, scores in runs.items():
+        row: dict[str, Any] = {"run": name.removeprefix("training_data-")}
+        for key, value in scores.items():
+            nested = value if isinstance(value, dict) else {"": value}
+            row |= {f"{key}_{part}".rstrip("_"): number for part, number in nested.items()}
+        flat.append(row)
+    columns = {key: "" for row in flat for key in row}
+    return [columns | row for row in flat]
+
+
+def training_data_picture(
+    estimate: NDArray[Any], truth: identification.Truth, *, threshold: float, title: str
+) -> Image.Image | None:
+    """Candidates above the training images that they match, as the attack ranks them.
+
+    Above each its NCC, of coloured images the difference in colour. The identified ones, or the
+    first candidates and what each resembles most, where there are none.
+
+    Parameters
+    ----------
+    estimate : (K, h, w) or (K, 3, h, w)
+    truth : Truth
+    threshold : float
+        Above which a match counts as identified.
+    title : str
+
+    Returns
+    -------
+    PIL image, or None without candidates
+    """
+    pairs = identification.shown_pairs(
+        torch.from_numpy(estimate), truth, threshold=threshold, count=PAIRS
+    )
+    if not len(pairs.values):
+        return None
+    candidates = estimate[pairs.candidates.numpy()]
+    originals = truth.images.numpy()[pairs.images.numpy()].reshape(candidates.shape)
+    captions = [f"{value:.3f}" for value in pairs.values.tolist()]
+    strips = zip(*(split_rows(x, columns=COLUMNS) for x in (candidates, originals)), strict=True)
+    return stacked(
+        [
+            sheet(
+                {"candidate": found, "training image": original},
+                title=title if i == 0 else "",
+                columns=(captions[i * COLUMNS :] + [""] * COLUMNS)[:COLUMNS],
+                scale=scale_of(estimate),
+            )
+            for i, (found, original) in enumerate(strips)
+        ]
+    )
+
+
+def training_data_chart(
+    path: Path, curves: Mapping[str, tuple[Sequence[int], Sequence[int]]], *, title: str
+) -> None:
+    """Matches against the threshold: training images solid, held-out images dashed.
+
+    Parameters
+    ----------
+    path : Path
+    curves : dict of (matched, null_matched)
+        By run, counts above each threshold of `identification.GRID`.
+    title : str
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+    from matplotlib.lines import Line2D
+
+    figure, axes = pyplot.subplots(figsize=(7.2, 4), layout="constrained")
+    handles = []
+    for i, (name, (matched, null_matched)) in enumerate(curves.items()):
+        colour = COLOURS[i % len(COLOURS)]
+        handles += axes.plot(identification.GRID, matched, color=colour, label=name)
+        axes.plot(identification.GRID, null_matched, color=colour, linestyle="dashed")
+    handles.append(Line2D([], [], color="#777777", label="training images"))
+    handles.append(Line2D([], [], color="#777777", linestyle="dashed", label="held-out images"))
+    axes.set(xlim=(0.5, 1), xlabel="correlation (NCC) above", ylabel="images matched one to one")
+    axes.set_ylim(bottom=0)
+    axes.set_title(title)
+    figure.legend(handles=handles, frameon=False, loc="outside right upper")
+    with written_whole(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=110, metadata={"Software": None})
+    pyplot.close(figure)
+
+
 def training_rows(params: Params) -> list[dict[str, Any]]:
     """Validation MSE of every autoencoder by epoch."""
     histories = {name: read_json(history_path(name))["epochs"] for name in params.networks}
     return [
         {"network": name, "epoch": int(e["epoch"]), "validation_mse": e["validation_mse"]}
         for name, epochs in histories.items()
-        if "training_loss" in epochs[0] and "validation_mse" in epochs[0]
+        if epochs and "training_loss" in epochs[0] and "validation_mse" in epochs[0]
         for e in epochs
     ]
+
+
+def report_autoencoding(
+    runs: Mapping[str, Scores], truth: NDArray[Any], *, pca_mse: Sequence[float], dataset: str
+) -> list[str]:
+    """Draw the autoencoders; give the parts of the table's text."""
+    write_picture(FOLDER / "autoencoding.png", autoencoding_picture(runs, truth, title=dataset))
+    code_size_chart(FOLDER / "code_size.png", runs, pca_mse, dataset=dataset)
+    return ["### Autoencoding: all test images", autoencoding_table(runs)]
+
+
+def report_imputation(
+    runs: Mapping[str, Scores], truth: NDArray[Any], *, dataset: str
+) -> list[str]:
+    """Draw the completions, list the scores; give the parts of the table's text."""
+    observations = read_arrays(observed_path("imputation"))
+    masks, observed = observations["masks"].tolist(), observations["observed"]
+    for mask in masks:
+        picture = imputation_picture(
+            runs,
+            truth,
+            mask=masks.index(mask),
+            observed=observed,
+            title=f"{dataset}, {mask}",
+        )
+        write_picture(FOLDER / f"imputation_{mask}.png", picture)
+    for name in runs:
+        arrays = read_arrays(reconstruction_path(name))
+        if "snapshots" in arrays:
+            short = name.removeprefix("imputation-")
+            picture = iterations_picture(
+                arrays,
+                truth,
+                mask=masks.index("bottom") if "bottom" in masks else 0,
+                observed=observed,
+                title=f"{dataset}, {short}",
+            )
+            write_picture(FOLDER / f"iterations_{short}.png", picture)
+    write_rows(
+        FOLDER / "imputation.csv",
+        [
+            {"run": name.removeprefix("imputation-"), "mask": mask, **s["masks"][mask]}
+            for name, s in runs.items()
+            for mask in masks
+        ],
+    )
+    return [
+        f"### Imputation: MSE over the missing pixels, first {len(truth)} test images",
+        imputation_table(runs, masks),
+    ]
+
+
+def report_training_data(runs: Mapping[str, Scores], params: Params, *, dataset: str) -> list[str]:
+    """Draw the candidates and their matches, list the scores; give the parts of the table's text.
+
+    Coloured images have a table of their own and no curve: all shades of a colour correlate.
+    """
+    split = read_split("train")
+    curves = {}
+    for name, scores in runs.items():
+        short, network = name.removeprefix("training_data-"), scores["network"]
+        training = params.networks[network].training
+        truth = identification.truth_of(split, training, where=f"networks.{network}.training")
+        estimate = read_arrays(reconstruction_path(name), only=("estimate",))["estimate"]
+        found, verb = scores["identified"], "identified"
+        if truth.coloured:
+            found, verb = scores["colours_recovered"], "recovered"
+        title = f"{dataset}, {short}: {found} of {scores['n']} {verb}"
+        title += "" if found else "; the first candidates and what each resembles most"
+        picture = training_data_picture(estimate, truth, threshold=scores["threshold"], title=title)
+        if picture is not None:
+            write_picture(FOLDER / f"training_data_{short}.png", picture)
+        if not truth.coloured:
+            candidates = torch.from_numpy(estimate)
+            matched, null_matched = (
+                identification.counts_above(
+                    identification.match(
+                        identification.correlations(candidates, images, mean=truth.mean)
+                    ).values,
+                    identification.GRID,
+                )
+                for images in (truth.images, truth.held_out)
+            )
+            curves[f"{short} ({scores['n']})"] = matched, null_matched
+    write_rows(FOLDER / "training_data.csv", training_data_rows(runs))
+    coloured = {n: s for n, s in runs.items() if "colour_error" in s}
+    digits = {n: s for n, s in runs.items() if n not in coloured}
+    parts = []
+    if digits:
+        training_data_chart(
+            FOLDER / "training_data_curve.png", curves, title=f"Training images found ({dataset})"
+        )
+        parts += [
+            "### Training data: images that the weights give away",
+            "Candidates are matched one to one with the n training images, and with n held-out "
+            "images of the same classes (behind the slash), by normalised cross-correlation, the "
+            "mean image subtracted. Identified: above the threshold that at most 1 % of the "
+            "held-out images exceed.",
+            training_data_table(digits),
+        ]
+    if coloured:
+        parts += [
+            "### Training data: images of one colour",
+            "Recovered: a candidate of its own has the same mean colour within 0.02 in every "
+            "channel.",
+            colours_table(coloured),
+        ]
+    return parts
 
 
 def main() -> None:
@@ -190,58 +442,23 @@ def main() -> None:
     dataset = read_json(DATASET)["name"]
     truth = read_split("test")[0][: params.masks.images].numpy()
     scores = {name: read_json(metrics_path(name)) for name in params.runs}
-    autoencoding = {n: s for n, s in scores.items() if s["problem"] == "autoencoding"}
-    imputation = {n: s for n, s in scores.items() if s["problem"] == "imputation"}
     baselines = read_json(BASELINES)
+
+    def of(problem: str) -> dict[str, Scores]:
+        return {name: s for name, s in scores.items() if s["problem"] == problem}
+
     right = f"{baselines['classifier_accuracy']:.2%}"
     parts = [
         f"Dataset: **{dataset}**. The classifier behind `agreement` is right on {right} of the "
         "test images."
     ]
-    if autoencoding:
-        parts += ["### Autoencoding: all test images", autoencoding_table(autoencoding)]
-        write_picture(
-            FOLDER / "autoencoding.png", autoencoding_picture(autoencoding, truth, title=dataset)
-        )
-        code_size_chart(
-            FOLDER / "code_size.png", autoencoding, baselines["pca_mse"], dataset=dataset
-        )
-    if imputation:
-        observations = read_arrays(observed_path("imputation"))
-        masks, observed = observations["masks"].tolist(), observations["observed"]
-        parts += [
-            f"### Imputation: MSE over the missing pixels, first {len(truth)} test images",
-            imputation_table(imputation, masks),
-        ]
-        for mask in masks:
-            picture = imputation_picture(
-                imputation,
-                truth,
-                mask=masks.index(mask),
-                observed=observed,
-                title=f"{dataset}, {mask}",
-            )
-            write_picture(FOLDER / f"imputation_{mask}.png", picture)
-        for name in imputation:
-            arrays = read_arrays(reconstruction_path(name))
-            if "snapshots" in arrays:
-                short = name.removeprefix("imputation-")
-                picture = iterations_picture(
-                    arrays,
-                    truth,
-                    mask=masks.index("bottom") if "bottom" in masks else 0,
-                    observed=observed,
-                    title=f"{dataset}, {short}",
-                )
-                write_picture(FOLDER / f"iterations_{short}.png", picture)
-        write_rows(
-            FOLDER / "imputation.csv",
-            [
-                {"run": name.removeprefix("imputation-"), "mask": mask, **s["masks"][mask]}
-                for name, s in imputation.items()
-                for mask in masks
-            ],
-        )
+    if runs := of("autoencoding"):
+        pca_mse = baselines["pca_mse"]
+        parts += report_autoencoding(runs, truth, pca_mse=pca_mse, dataset=dataset)
+    if runs := of("imputation"):
+        parts += report_imputation(runs, truth, dataset=dataset)
+    if runs := of("training_data"):
+        parts += report_training_data(runs, params, dataset=dataset)
     write_rows(FOLDER / "training.csv", training_rows(params))
     write_text(TABLE, "\n\n".join(parts) + "\n")
     print("\n\n".join(parts))

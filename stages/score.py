@@ -1,17 +1,20 @@
 """Score one reconstruction against the truth; the only stage that sees both."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from stages import quality
+from stages import identification, quality
 from stages.artifacts import (
     BASELINES,
     checkpoint_path,
     headline_path,
+    history_path,
     load_checkpoint,
     metrics_path,
     observed_path,
@@ -23,11 +26,15 @@ from stages.artifacts import (
     write_json,
 )
 from stages.command import Refusal, run
-from stages.params import load
+from stages.params import Params, load
 
 CLASSIFIER_BATCH = 1000
+THRESHOLDS = ("0.90", "0.95", "0.99")  # of the correlation with a training image
+RANKS = (50, 100, 150)  # how many candidates, by the attack's own ranking, precision looks at
 
 Means = Callable[[dict[str, Tensor]], dict[str, float]]
+Arrays = dict[str, NDArray[Any]]
+Scores = dict[str, Any]
 
 
 def means_with_intervals(
@@ -138,72 +145,213 @@ def score_imputation(
     return {**scores, "mse_over_ridge": scores["mse"] / ridge_mse}
 
 
-def main(name: str) -> None:
-    """Score one run of params.yaml into metrics/<run>.json and metrics/headline/<run>.json."""
-    params = load()
-    if name not in params.runs:
-        raise Refusal(f"runs.{name}: unknown; allowed are {', '.join(params.runs)}")
-    entry, scoring = params.runs[name], params.scoring
-    arrays = read_arrays(reconstruction_path(name))
-    estimate = torch.from_numpy(arrays["estimate"])
-    observations = read_arrays(observed_path(entry.problem))
+def score_training_data(estimate: Tensor, truth: identification.Truth, *, means: Means) -> Scores:
+    """How many training images the candidates give away, beside as many held-out images.
+
+    ``matched`` counts training images, matched one to one with a candidate, whose normalised
+    cross-correlation (NCC) lies above each of `THRESHOLDS`, mean image subtracted; ``null_matched``
+    held-out images and the same candidates; ``_raw`` without the mean image's subtraction.
+    ``threshold`` is where at most 1 % of the held-out images are matched; ``identified`` and
+    ``null_identified`` count above it, with a bootstrap interval over training images.
+    ``precision_at`` is the share of the first candidates that are above it for some training image,
+    ``distinct_at`` the number of those images; ranks beyond the last candidate are left out.
+    ``median_mse`` and, of 28 x 28 images, ``median_ssim`` are of the identified ones, left out
+    where there is none. ``most_reused`` is the number of training images that one candidate
+    resembles best. Of coloured images also ``colour_error``, the largest, and
+    ``colours_recovered``, how many are within 0.02.
+
+    Parameters
+    ----------
+    estimate : (K, rows, columns) or (K, channels, rows, columns)
+        Candidates in [0, 1], best first by the attack's own ranking; K may be 0.
+    truth : Truth
+        n training and n held-out images.
+    means : function
+        Takes per-image measures to means with intervals.
+    """
+    images, n = truth.images, len(truth.images)
+    candidates = estimate.flatten(1)
+    scores: Scores = {"candidates": len(candidates)}
+
+    def compared(
+        mean: Tensor | None, suffix: str
+    ) -> tuple[Tensor, identification.Matching, Tensor]:
+        """Count matches; give the correlations, their matching, and the null's values."""
+        similarity = identification.correlations(candidates, images, mean=mean)
+        null = identification.correlations(candidates, truth.held_out, mean=mean)
+        matching, null_values = identification.match(similarity), identification.match(null).values
+        bars = [float(threshold) for threshold in THRESHOLDS]
+        for key, values in (("matched", matching.values), ("null_matched", null_values)):
+            counts = identification.counts_above(values, bars)
+            scores[f"{key}{suffix}"] = dict(zip(THRESHOLDS, counts, strict=True))
+        return similarity, matching, null_values
+
+    compared(None, "_raw")
+    similarity, matching, null_values = compared(truth.mean, "")
+    threshold = identification.null_threshold(null_values)
+    found = matching.values > threshold
+    share = means({"identified": found.double()})
+    scores |= {
+        "threshold": threshold,
+        "identified": int(found.sum()),
+        "identified_low": n * share["identified_low"],
+        "identified_high": n * share["identified_high"],
+        "null_identified": int((null_values > threshold).sum()),
+        "precision_at": {},
+        "distinct_at": {},
+        "most_reused": identification.most_reused(similarity),
+    }
+    for rank in RANKS:
+        if rank <= len(candidates):
+            precision, distinct = identification.first_candidates(
+                similarity, first=rank, threshold=threshold
+            )
+            scores["precision_at"][str(rank)] = precision
+            scores["distinct_at"][str(rank)] = distinct
+    if bool(found.any()):
+        # Colours in one row: an MSE needs no more.
+        shape = tuple(estimate.shape[1:]) if estimate.dim() == 3 else (1, images.shape[1])
+        nearest = candidates[matching.candidates[found]].unflatten(1, shape)
+        originals = images[found].unflatten(1, shape)
+        scores["median_mse"] = float(quality.mse(nearest, originals).quantile(0.5))
+        if shape == (28, 28):
+            scores["median_ssim"] = float(quality.ssim(nearest, originals).quantile(0.5))
+    if truth.coloured:
+        distances = identification.colour_distances(estimate, images)
+        errors = identification.colour_errors(distances)
+        scores["colour_error"] = float(errors.max())
+        recovered = errors <= identification.COLOUR_TOLERANCE
+        scores["colours_recovered"] = int(recovered.sum())
+    return scores
+
+
+def observed_like(name: str, estimate: Tensor, problem: str) -> tuple[Arrays, Tensor]:
+    """Observations of a problem and their ``observed`` array, which the estimate must resemble.
+
+    Raises
+    ------
+    Refusal
+        When the two differ in shape.
+    """
+    observations = read_arrays(observed_path(problem))
     observed = torch.from_numpy(observations["observed"])
     if estimate.shape != observed.shape:
         raise Refusal(
             f"{reconstruction_path(name)}: estimate has shape {tuple(estimate.shape)}; "
             f"{tuple(observed.shape)} is expected"
         )
+    return observations, observed
+
+
+def of_autoencoding(
+    name: str, arrays: Arrays, params: Params, means: Means
+) -> tuple[Scores, Scores]:
+    """Scores of an autoencoder on all test images, and its headline."""
+    estimate = torch.from_numpy(arrays["estimate"])
+    observed_like(name, estimate, "autoencoding")
     truth, _ = read_split("test")
-    truth = truth[: estimate.shape[-3]]
+    truth = truth[: len(estimate)]
+    scores = score_autoencoding(
+        estimate,
+        truth,
+        code_size=int(arrays["code_size"]),
+        pca_mse=read_json(BASELINES)["pca_mse"],
+        means=means,
+    )
+    headline = {key: scores[key] for key in ("mse", "psnr", "ssim", "mse_over_pca")}
+    return {"n": len(truth), **scores}, headline
+
+
+def of_imputation(name: str, arrays: Arrays, params: Params, means: Means) -> tuple[Scores, Scores]:
+    """Scores under each mask, and their means over masks as the headline."""
+    estimate = torch.from_numpy(arrays["estimate"])
+    observations, observed = observed_like(name, estimate, "imputation")
+    truth, _ = read_split("test")
+    truth = truth[: estimate.shape[1]]
     baselines = read_json(BASELINES)
+    classifier, _ = load_checkpoint(checkpoint_path("classifier"))
+    truth_labels = labels_of(classifier, truth)
+    masks = {
+        mask: score_imputation(
+            estimate[i],
+            truth,
+            observed=observed[i],
+            classifier=classifier,
+            truth_labels=truth_labels,
+            ridge_mse=baselines["ridge_mse"][mask],
+            means=means,
+        )
+        for i, mask in enumerate(observations["masks"].tolist())
+    }
+    # The mean over masks, for `dvc metrics show`: a table that fits on a screen.
+    headline = {
+        key: float(np.mean([mask[key] for mask in masks.values()]))
+        for key in ("mse", "psnr", "ssim", "mse_over_ridge", "known_residual", "agreement")
+    }
+    return {"n": len(truth), "masks": masks}, headline
+
+
+def of_training_data(
+    name: str, arrays: Arrays, params: Params, means: Means
+) -> tuple[Scores, Scores]:
+    """Scores of candidates for the training images of a network, and their headline."""
+    network = params.runs[name].network
+    where = f"networks.{network}.training"
+    training = params.networks[network].training
+    truth = identification.truth_of(read_split("train"), training, where=where)
+    estimate = torch.from_numpy(arrays["estimate"])
+    if math.prod(estimate.shape[1:]) != truth.images.shape[1]:
+        raise Refusal(
+            f"{reconstruction_path(name)}: the estimate has images of shape "
+            f"{tuple(estimate.shape[1:])}; {truth.images.shape[1]} values are expected"
+        )
+    if not bool(torch.isfinite(estimate).all()):
+        raise Refusal(f"{reconstruction_path(name)}: the estimate is not finite")
+    scores = score_training_data(estimate, truth, means=means)
+    headline = {key: scores[key] for key in ("identified", "null_identified", "threshold")}
+    headline |= {f"{key}_99": scores[key]["0.99"] for key in ("matched", "null_matched")}
+    if "100" in scores["precision_at"]:
+        headline["precision_100"] = scores["precision_at"]["100"]
+    if truth.coloured:
+        headline["colours_recovered"] = scores["colours_recovered"]
+    seconds = read_json(history_path(network))["seconds"]
+    return {"n": len(truth.images), "training_seconds": seconds, **scores}, headline
+
+
+PROBLEMS = {
+    "autoencoding": of_autoencoding,
+    "imputation": of_imputation,
+    "training_data": of_training_data,
+}
+
+
+def main(name: str) -> None:
+    """Score one run of params.yaml into metrics/<run>.json and metrics/headline/<run>.json."""
+    params = load()
+    if name not in params.runs:
+        raise Refusal(f"runs.{name}: unknown; allowed are {', '.join(params.runs)}")
+    entry, scoring = params.runs[name], params.scoring
+    if entry.problem not in PROBLEMS:
+        raise Refusal(f"runs.{name}.problem = {entry.problem!r}: there is no score for it yet")
+    arrays = read_arrays(reconstruction_path(name))
 
     def means(values: dict[str, Tensor]) -> dict[str, float]:
         return means_with_intervals(values, resamples=scoring.resamples, seed=scoring.seed)
 
-    result: dict[str, Any] = {
+    scores, headline = PROBLEMS[entry.problem](name, arrays, params, means)
+    identity = {
         "dataset": str(arrays["dataset"]),
         "problem": entry.problem,
         "method": entry.method,
         "network": entry.network,
-        "n": len(truth),
+        "n": scores["n"],
         "seed": entry.settings.get("seed", 0),
         "seconds": read_json(timing_path(name))["seconds"],
     }
-    headline = dict(result)
-    if entry.problem == "autoencoding":
-        scores = score_autoencoding(
-            estimate,
-            truth,
-            code_size=int(arrays["code_size"]),
-            pca_mse=baselines["pca_mse"],
-            means=means,
-        )
-        result |= scores
-        headline |= {key: scores[key] for key in ("mse", "psnr", "ssim", "mse_over_pca")}
-    elif entry.problem == "imputation":
-        classifier, _ = load_checkpoint(checkpoint_path("classifier"))
-        truth_labels = labels_of(classifier, truth)
-        result["masks"] = {
-            mask: score_imputation(
-                estimate[i],
-                truth,
-                observed=observed[i],
-                classifier=classifier,
-                truth_labels=truth_labels,
-                ridge_mse=baselines["ridge_mse"][mask],
-                means=means,
-            )
-            for i, mask in enumerate(observations["masks"].tolist())
-        }
-        # The mean over masks, for `dvc metrics show`: a table that fits on a screen.
-        for key in ("mse", "psnr", "ssim", "mse_over_ridge", "known_residual", "agreement"):
-            headline[key] = float(np.mean([m[key] for m in result["masks"].values()]))
-    else:
-        raise Refusal(f"runs.{name}.problem = {entry.problem!r}: there is no score for it yet")
-    write_json(metrics_path(name), result)
-    write_json(headline_path(name), headline)
-    shown = {k: v for k, v in headline.items() if isinstance(v, float) and k != "seconds"}
-    print(f"{name}: " + ", ".join(f"{key} {value:.4f}" for key, value in shown.items()))
+    write_json(metrics_path(name), identity | scores)
+    write_json(headline_path(name), identity | headline)
+    shown = (f"{k} {v:.4f}" if isinstance(v, float) else f"{k} {v}" for k, v in headline.items())
+    print(f"{name}: " + ", ".join(shown))
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ import yaml
 from filelock import FileLock
 from tqdm import tqdm
 
+from stages import identification
 from stages.artifacts import (
     DATASET,
     checkpoint_path,
@@ -40,7 +41,8 @@ from stages.artifacts import (
 )
 from stages.command import Refusal, run
 from stages.networks.gaussian import Network as Gaussian
-from stages.pictures import completed, mosaic
+from stages.networks.margin import Network as Margin
+from stages.pictures import COLOURS, completed, mosaic, scale_of, split_rows
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 # A server that does not answer should be reported within seconds: the results are safe, and
@@ -58,17 +60,13 @@ LOCK = Path("dvc.lock")
 GATE = "check"
 FINGERPRINT = "retrace.fingerprint"
 NETWORKS = "networks"  # the experiment of the trained networks; the others are named by problem
-SHOWN = 4  # images in a picture
+SHOWN = 4  # images in a row of a picture
+SHOWN_UNITS = 16  # of a first layer
+SHOWN_LOSSES = 1000  # at most so many losses of a group along the iterations, evenly spaced
 METRICS_A_CALL = 1000  # what MLflow takes at once
 ITERATIONS_MASK = "bottom"
 # Read once: MLflow's own functions write into the environment.
 SERVER = os.environ.get("MLFLOW_TRACKING_URI")
-# One for each run of an experiment, in order (Tol's muted and bright schemes, which colour-blind
-# eyes tell apart): MLflow's own colours collide.
-COLOURS = [
-    *("#4477aa", "#cc6677", "#ddcc77", "#117733", "#332288", "#aa4499"),
-    *("#44aa99", "#999933", "#882255", "#66ccee", "#ee7733", "#bbbbbb"),
-]
 # Not for charts: bounds of intervals and identities, which the attached metrics file holds.
 NOT_CHARTED = ("_low", "_high", "seed", "n", "code_size", "pca_mse")
 
@@ -167,13 +165,14 @@ def metric(key: str, value: float, *, at: float, step: int = 0) -> Metric:
     return Metric(key, float(value), int(at * 1000), step)
 
 
-def params_of(stage: Stage) -> dict[str, Any]:
-    """Parameters that DVC recorded for a stage, without the path of its own section."""
+def params_of(stage: Stage, section: str) -> dict[str, Any]:
+    """Parameters that DVC recorded for a stage, without the path of its own section, which is in
+    "networks" or "runs"."""
     recorded = stage.get("params", {}).get("params.yaml", {})
-    own = {k: v for k, v in recorded.items() if k.split(".")[0] in ("networks", "runs")}
     flat: dict[str, Any] = {}
-    for section in own.values():
-        flat |= flatten(section)
+    for path, values in recorded.items():
+        if path.split(".")[0] == section:
+            flat |= flatten(values)
     return flat
 
 
@@ -236,7 +235,12 @@ def log_dataset(client: MlflowClient, run_id: str, dataset: Mapping[str, Any]) -
 
 
 def publish_network(
-    client: MlflowClient, run_id: str, *, name: str, stage: Stage, dataset: Mapping[str, Any]
+    client: MlflowClient,
+    run_id: str,
+    *,
+    name: str,
+    stages: Mapping[str, Stage],
+    dataset: Mapping[str, Any],
 ) -> None:
     """Parameters, curves by epoch, checkpoint, loadable model and a picture of one network."""
     history = read_json(history_path(name))
@@ -248,25 +252,52 @@ def publish_network(
     ]
     ended = history["started"] + history["seconds"]
     metrics.append(metric("seconds", history["seconds"], at=ended))
+    network, _ = load_checkpoint(checkpoint_path(name))
+    if isinstance(network, Margin):
+        # A low rank is what makes the training images readable: the layer is spanned by them.
+        spectrum = torch.linalg.svdvals(first_layer(network)).tolist()
+        metrics += [
+            metric("first_layer/singular_value", value, at=ended, step=i)
+            for i, value in enumerate(spectrum)
+        ]
+    params = params_of(stages[f"train@{name}"], "networks")
     log(
         client,
         run_id,
-        params={**params_of(stage), "parameters": history["parameters"]},
+        params={**params, "parameters": history["parameters"]},
         metrics=metrics,
     )
     log_dataset(client, run_id, dataset)
     client.log_artifact(run_id, str(checkpoint_path(name)), "checkpoint")
     client.log_artifact(run_id, str(history_path(name)), "checkpoint")
-    network, _ = load_checkpoint(checkpoint_path(name))
-    images = read_split("validation")[0][:SHOWN]
     if isinstance(network, Gaussian):
         return  # a table of moments: it maps no image to anything
+    images = read_split("validation")[0][:SHOWN]
+    if isinstance(network, Margin):
+        client.log_image(run_id, first_layer_picture(network), key="first_layer", step=0)
+        if network.shape != images.shape[1:]:  # no such images are in the dataset: any will do
+            images = torch.full((SHOWN, *network.shape), 0.5)
     output = network(images)
     log_model(client, run_id, network, images, output)
     if output.shape == images.shape:
         rows = [images, output, (output - images).abs()]
         picture = mosaic([row.numpy() for row in rows])
         client.log_image(run_id, picture, key="validation", step=0)
+
+
+def first_layer(network: Margin) -> torch.Tensor:
+    """Weights (units, d) of the first layer."""
+    return network.get_parameter("layers.0.weight").detach()
+
+
+def first_layer_picture(network: Margin) -> Any:
+    """The units with the largest weights, each as an image whose middle grey is 0."""
+    weights = first_layer(network)
+    largest = weights.norm(dim=1).argsort(descending=True)[:SHOWN_UNITS]
+    shown = weights[largest]
+    shown = 0.5 + 0.5 * shown / shown.abs().amax(dim=1, keepdim=True).clamp(min=1e-30)
+    images = shown.unflatten(1, network.shape).numpy()
+    return mosaic(split_rows(images, columns=SHOWN), scale=scale_of(images))
 
 
 def log_model(
@@ -298,40 +329,92 @@ def publish_reconstruction(
     run_id: str,
     *,
     name: str,
-    stage: Stage,
+    stages: Mapping[str, Stage],
     dataset: Mapping[str, Any],
 ) -> None:
     """Parameters, scores, losses by iteration, and the same pictures for every method."""
     scores = read_json(metrics_path(name))
     arrays = read_arrays(reconstruction_path(name))
-    observations = read_arrays(observed_path(scores["problem"]))
     timing = read_json(timing_path(name))
     started, seconds = timing["started"], timing["seconds"]
-    scalars = {k: v for k, v in scores.items() if isinstance(v, int | float)}
-    groups = {"": scalars, **{f"{m}/": v for m, v in scores.get("masks", {}).items()}}
-    metrics = [
-        metric(f"{group}{key}", value, at=started + seconds)
-        for group, values in groups.items()
-        for key, value in values.items()
-        if not key.endswith(NOT_CHARTED[:2]) and key not in NOT_CHARTED
-    ]
-    masks = observations["masks"].tolist() if "masks" in observations else []
+    metrics = [metric(key, value, at=started + seconds) for key, value in charted(scores).items()]
+    attacked = scores["problem"] == "training_data"
+    # Of the other problems, the observations say which groups of images there are, in order.
+    observations = {} if attacked else read_arrays(observed_path(scores["problem"]))
     if "loss" in arrays:
         total = len(arrays["loss"])
+        masks = observations["masks"].tolist() if "masks" in observations else []
+        groups = [f"{mask}/" for mask in masks] or [""]
         metrics += [
-            metric(f"{mask}/loss", value, at=started + seconds * (step + 1) / total, step=step)
-            for step, row in enumerate(arrays["loss"])
-            for mask, value in zip(masks, row, strict=True)
+            metric(f"{group}loss", value, at=started + seconds * (step + 1) / total, step=step)
+            for step in sorted({*range(0, total, -(-total // SHOWN_LOSSES) or 1), total - 1})
+            for group, value in zip(groups, arrays["loss"][step], strict=True)
         ]
     code_size = {key: scores[key] for key in ("code_size",) if key in scores}
-    params = {**params_of(stage), **code_size, "images": scores["n"]}
+    stage, network = stages[f"score@{name}"], scores["network"]
+    params = {**params_of(stage, "runs"), **code_size, "images": scores["n"]}
+    if attacked:
+        training = training_of(stages, network)
+        params |= {f"training.{key}": training[key] for key in identification.CHOICE}
+        originals = identification.truth_of(
+            read_split("train"), training, where=f"networks.{network}.training"
+        )
+        pictures = training_data_pictures(arrays, originals, threshold=scores["threshold"])
+    else:
+        truth = read_split("test")[0][:SHOWN].numpy()
+        pictures = reconstruction_pictures(arrays, observations, truth)
     log(client, run_id, params=params, metrics=metrics)
     log_dataset(client, run_id, dataset)
     client.log_artifact(run_id, str(metrics_path(name)), "metrics")
-    client.log_artifact(run_id, str(checkpoint_path(scores["network"])), "checkpoint")
-    truth = read_split("test")[0][:SHOWN].numpy()
-    for key, step, picture in reconstruction_pictures(arrays, observations, truth):
+    client.log_artifact(run_id, str(checkpoint_path(network)), "checkpoint")
+    for key, step, picture in pictures:
         client.log_image(run_id, picture, key=key, step=step)
+
+
+def charted(scores: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers of a metrics file that are worth a chart, nested keys joined by slashes, so that
+    charts are grouped by mask or by kind of count; the level ``masks`` is left out."""
+    flat: dict[str, float] = {}
+    for key, value in scores.items():
+        if isinstance(value, Mapping):
+            prefix = "" if key == "masks" else f"{key}/"
+            flat |= {f"{prefix}{inner}": number for inner, number in charted(value).items()}
+        elif isinstance(value, int | float) and not key.endswith(NOT_CHARTED[:2]):
+            flat |= {key: value} if key not in NOT_CHARTED else {}
+    return flat
+
+
+def training_of(stages: Mapping[str, Stage], network: str) -> dict[str, Any]:
+    """The ``training`` section that a network was trained with, from dvc.lock: params.yaml may have
+    been edited since."""
+    recorded = stages[f"train@{network}"]["params"]["params.yaml"]
+    training: dict[str, Any] = recorded[f"networks.{network}"]["training"]
+    return training
+
+
+def training_data_pictures(
+    arrays: Mapping[str, Any], truth: identification.Truth, *, threshold: float
+) -> Iterator[tuple[str, int, Any]]:
+    """Pictures of candidates for training images, with their key and step.
+
+    Of two rows each, four candidates and below them the training images that they match: the
+    identified ones or, where there are none, the first and what each resembles most. Along the
+    iterations, some candidates alone. Nothing where an attack found no candidate.
+    """
+    estimate = arrays["estimate"]
+    scale = scale_of(estimate)
+    candidates = torch.from_numpy(estimate)
+    pairs = identification.shown_pairs(candidates, truth, threshold=threshold, count=2 * SHOWN)
+    if len(pairs.values):
+        found = estimate[pairs.candidates.numpy()]
+        originals = truth.images.numpy()[pairs.images.numpy()].reshape(found.shape)
+        strips = zip(*(split_rows(x, columns=SHOWN) for x in (found, originals)), strict=True)
+        yield "identified", 0, mosaic([row for strip in strips for row in strip], scale=scale)
+    steps = arrays["snapshot_steps"].tolist() if "snapshots" in arrays else []
+    for step, snapshot in zip(steps, arrays.get("snapshots", []), strict=True):
+        if len(snapshot[0]):
+            rows = split_rows(snapshot[0], columns=SHOWN)
+            yield "candidates", step, mosaic(rows, scale=scale)
 
 
 def reconstruction_pictures(
@@ -409,7 +492,7 @@ def main() -> None:
                 if run_id is None:
                     continue
                 publish = publish_network if kind == "train" else publish_reconstruction
-                publish(client, run_id, name=name, stage=stages[stage_name], dataset=dataset)
+                publish(client, run_id, name=name, stages=stages, dataset=dataset)
                 added += 1
     kept = len(wanted) - added
     print(f"MLflow: {added} runs published, {kept} were there ({time.time() - begun:.1f} s)")

@@ -145,24 +145,23 @@ def main(name: str) -> None:
     dataset = dataset_of(split_path("train"))
     training, validation = read_split("train"), read_split("validation")
     started = time.time()
-    history: list[dict[str, float]]
-    if hasattr(architecture, "fit"):  # closed form: no epochs
-        bind(architecture.fit, entry.training, where=f"{where}.training")
-        network = architecture(**arguments)
-        network.fit(training[0])
-        measures = evaluate(network, *validation)
-        validated = {f"validation_{key}": value for key, value in measures.items()}
-        history = [{"epoch": 1.0, "timestamp": time.time(), **validated}]
-    else:
-        settings = bind(train, entry.training, where=f"{where}.training", given=("progress",))
-        torch.manual_seed(settings["seed"])
-        network = architecture(**arguments)
-        with tqdm(total=settings["epochs"], desc=name, unit="epoch", disable=None) as bar:
+    own = getattr(architecture, "fit", None)  # one that is not trained by epochs of Adam
+    settings = bind(
+        own or train, entry.training, where=f"{where}.training", given=() if own else ("progress",)
+    )
+    torch.manual_seed(settings.get("seed", 0))
+    network = architecture(**arguments)
+    total = settings.get("epochs", settings.get("steps", 1))
+    with tqdm(total=total, desc=name, unit="epoch", disable=None) as bar:
 
-            def progress(entry: dict[str, float]) -> None:
-                bar.set_postfix({k: f"{v:.4g}" for k, v in entry.items() if "_" in k})
-                bar.update()
+        def progress(entry: dict[str, float]) -> None:
+            shown = {k: f"{v:.4g}" for k, v in entry.items() if "_" in k}
+            bar.set_postfix(dict(list(shown.items())[:4]))
+            bar.update(entry["epoch"] - bar.n)
 
+        if own:
+            history = network.fit(training, validation, progress, **settings)
+        else:
             history = train(network, training, validation, **settings, progress=progress)
     save_checkpoint(
         network,
@@ -186,7 +185,12 @@ def main(name: str) -> None:
 
 
 def _print_best(name: str, history: list[dict[str, Any]]) -> None:
-    criterion = next(key for key in history[0] if key.startswith("validation_"))
+    criterion = next((key for key in history[0] if key.startswith("validation_")), None)
+    if criterion is None:  # trained on all of its set at once: the last state is kept
+        last = history[-1]
+        shown = {key: value for key, value in last.items() if key not in ("epoch", "timestamp")}
+        print(f"{name}: " + ", ".join(f"{key} {value:.4g}" for key, value in shown.items()))
+        return
     best = min(history, key=lambda entry: entry[criterion])
     print(f"{name}: best epoch {best['epoch']:.0f}, {criterion} {best[criterion]:.5f}")
 

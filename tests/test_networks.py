@@ -156,7 +156,7 @@ def test_classifier_measures_cross_entropy_and_error(digit_splits: Any) -> None:
 
 def test_pca_from_the_covariance_agrees_with_scikit_learn(images: torch.Tensor) -> None:
     network = gaussian.Network()
-    network.fit(images[:600])
+    network.fit((images[:600], torch.empty(0)), (images[:10], torch.zeros(10)), lambda entry: None)
     test = images[600:700]
     curve = pca_curve(test, mean=network.mean, covariance=network.covariance)
     assert len(curve) == 785

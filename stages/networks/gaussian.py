@@ -3,6 +3,9 @@
 One covariance gives the training mean, PCA with any code size and ridge regression for any mask.
 """
 
+import time
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -26,12 +29,25 @@ class Network(nn.Module):
         self.register_buffer("mean", torch.zeros(PIXELS, dtype=torch.float64))
         self.register_buffer("covariance", torch.eye(PIXELS, dtype=torch.float64))
 
-    def fit(self, images: Tensor) -> None:
-        """Take mean and covariance (divided by n) of (n, 28, 28) images."""
-        pixels = images.flatten(1).double()
+    def fit(
+        self,
+        training: tuple[Tensor, Tensor],
+        validation: tuple[Tensor, Tensor],
+        progress: Callable[[dict[str, float]], None],
+    ) -> list[dict[str, float]]:
+        """Take mean and covariance (divided by n) of the (n, 28, 28) training images.
+
+        Returns
+        -------
+        list of one dict
+            The mean image's squared error on the validation images.
+        """
+        pixels = training[0].flatten(1).double()
         self.mean = pixels.mean(dim=0)
         centred = pixels - self.mean
         self.covariance = centred.T @ centred / len(pixels)
+        error = self.evaluate(*validation)["mse"].double().mean().item()
+        return [{"epoch": 1.0, "timestamp": time.time(), "validation_mse": error}]
 
     def evaluate(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Squared error of the mean image, averaged over pixels, per image: (B,)."""

@@ -1,0 +1,405 @@
+"""The scores of attacks on training data: closed forms, brute force, and the files they go into."""
+
+import copy
+import csv
+import itertools
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY, write_params
+from torch import Tensor
+
+from stages import identification, report, score, track
+from stages.artifacts import write_arrays, write_json
+from stages.command import Refusal
+from stages.identification import Truth
+from stages.networks.margin import Network
+from stages.params import load
+from stages.pictures import GAP, mosaic, split_rows
+
+PARITY: dict[str, Any] = {
+    "examples": "parity",
+    "labels": "correct",
+    "per_class": 20,
+    "offset": 0,
+    "seed": 0,
+}
+COLOURS = {**PARITY, "examples": "colours", "per_class": 6}
+
+
+def means(values: dict[str, Tensor]) -> dict[str, float]:
+    return score.means_with_intervals(values, resamples=200, seed=0)
+
+
+@pytest.fixture(scope="module")
+def split(digit_splits: dict[str, dict[str, Any]]) -> tuple[Tensor, Tensor]:
+    """The training split as `read_split` gives it."""
+    train = digit_splits["train"]
+    images = torch.from_numpy(train["images"].astype(np.float32) / 255)
+    return images, torch.from_numpy(train["labels"].astype(np.int64))
+
+
+@pytest.fixture(scope="module")
+def truth(split: tuple[Tensor, Tensor]) -> Truth:
+    return identification.truth_of(split, PARITY, where="networks.x.training")
+
+
+def scored(candidates: Tensor, truth: Truth) -> dict[str, Any]:
+    """Scores of candidates (K, 784)."""
+    estimate = candidates.reshape(-1, 28, 28)
+    return score.score_training_data(estimate, truth, means=means)
+
+
+def with_correlation(image: Tensor, mean: Tensor, cosine: float, *, seed: int) -> Tensor:
+    """An image whose NCC with (d,) `image` is `cosine`: noise in a direction at right angles."""
+    signal = (image - mean).double()
+    noise = torch.randn(
+        len(image), generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    )
+    noise -= (noise @ signal) / (signal @ signal) * signal
+    noise *= signal.norm() / noise.norm() * math.sqrt(1 / cosine**2 - 1)
+    return mean + signal + noise
+
+
+def test_held_out_images_are_others_of_the_same_classes(
+    split: tuple[Tensor, Tensor], truth: Truth
+) -> None:
+    everything, labels = split
+
+    def odd(images: Tensor) -> int:
+        return sum(
+            int(labels[(everything.flatten(1) == image).all(dim=1)][0] % 2) for image in images
+        )
+
+    assert odd(truth.images) == odd(truth.held_out) == 20
+    assert truth.images.shape == truth.held_out.shape == (40, 784)
+    assert not (truth.images[:, None] == truth.held_out).all(dim=2).any()
+
+
+def test_overlapping_held_out_images_are_refused(split: tuple[Tensor, Tensor]) -> None:
+    odd = int((split[1] % 2).sum())
+    smaller = min(odd, len(split[1]) - odd)
+    settings = {**PARITY, "per_class": smaller // 2}
+    assert len(identification.truth_of(split, settings, where="here").held_out) == 2 * (
+        smaller // 2
+    )
+    with pytest.raises(Refusal, match=r"here\.per_class = \d+: behind the training images"):
+        identification.truth_of(split, {**settings, "offset": 2}, where="here")
+    with pytest.raises(Refusal, match=r"here\.examples is missing"):
+        identification.truth_of(split, {"epochs": 3}, where="here")
+
+
+def test_exact_copies_in_any_order_are_all_identified(truth: Truth) -> None:
+    got = scored(truth.images, truth)
+    assert got["identified"] == 40 == got["identified_low"] == got["identified_high"]
+    assert got["matched"] == got["matched_raw"] == {"0.90": 40, "0.95": 40, "0.99": 40}
+    assert got["median_mse"] == 0 and got["median_ssim"] == pytest.approx(1)
+    assert got["null_identified"] == 0 and 0.5 < got["threshold"] < 1
+    similarity = identification.correlations(truth.images, truth.images, mean=truth.mean)
+    assert similarity.diagonal() == pytest.approx(1, abs=1e-12)
+    assert torch.equal(identification.match(similarity).candidates, torch.arange(40))
+
+    order = torch.randperm(40, generator=torch.Generator().manual_seed(1))
+    shuffled = scored(truth.images[order], truth)
+    assert shuffled == got
+
+
+def test_a_repeated_candidate_counts_once(truth: Truth) -> None:
+    got = scored(truth.images[:1].expand(60, -1), truth)
+    assert got["matched"]["0.99"] == got["identified"] == 1
+    assert got["most_reused"] == 40
+    assert got["precision_at"] == {"50": 1.0}
+    assert got["distinct_at"] == {"50": 1}
+
+
+def test_a_noisy_copy_has_the_correlation_of_the_formula(truth: Truth) -> None:
+    image, mean = truth.images[3], truth.mean
+    for cosine in (0.6, 0.9, 0.99):
+        candidate = with_correlation(image, mean, cosine, seed=2)
+        got = identification.correlations(candidate[None], image[None], mean=mean)
+        assert got.item() == pytest.approx(cosine, abs=1e-6)
+    # Noise at right angles of r times the signal's norm: cos = 1 / sqrt(1 + r^2).
+    candidate = with_correlation(image, mean, 1 / math.sqrt(1 + 0.25), seed=3)
+    signal, noise = (image - mean).double().norm(), (candidate - image).norm()
+    assert noise / signal == pytest.approx(0.5, abs=1e-6)
+
+
+def test_the_usual_correlation_agrees_with_numpy(truth: Truth) -> None:
+    got = identification.correlations(truth.images[:5], truth.held_out[:7], mean=None)
+    rows = torch.cat([truth.images[:5], truth.held_out[:7]]).double().numpy()
+    np.testing.assert_allclose(got, np.corrcoef(rows)[:5, 5:], atol=1e-12)
+
+
+def test_candidates_of_known_correlation_are_counted_by_threshold(truth: Truth) -> None:
+    cosines = [0.999] * 5 + [0.97] * 7 + [0.92] * 9
+    candidates = torch.stack(
+        [
+            with_correlation(image, truth.mean, cosine, seed=i)
+            for i, (image, cosine) in enumerate(zip(truth.images[:21], cosines, strict=True))
+        ]
+    )
+    got = scored(candidates.float(), truth)
+    assert got["matched"] == {"0.90": 21, "0.95": 12, "0.99": 5}
+    assert got["null_matched"]["0.99"] == 0
+
+
+def test_the_mean_image_alone_identifies_nothing(truth: Truth) -> None:
+    got = scored(truth.mean[None], truth)
+    assert got["identified"] == got["null_identified"] == 0
+    assert "median_mse" not in got and "median_ssim" not in got
+    # Nor do many mean images, where the usual NCC would take some blurred digit for a find.
+    blurred = truth.mean.expand(100, -1)
+    got = scored(blurred, truth)
+    assert got["identified"] == 0
+    assert got["matched"] == {"0.90": 0, "0.95": 0, "0.99": 0}
+
+
+def test_held_out_images_as_candidates_identify_nothing(truth: Truth) -> None:
+    got = scored(truth.held_out, truth)
+    assert got["threshold"] == 1.0
+    assert got["identified"] == got["null_identified"] == 0
+    assert got["null_matched"]["0.99"] == 40
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("shape", [(4, 4), (3, 4), (4, 3)])
+def test_matching_agrees_with_all_permutations(seed: int, shape: tuple[int, int]) -> None:
+    rng = np.random.default_rng(seed)
+    similarity = rng.uniform(-1, 1, size=shape)
+    few, many = sorted(shape)
+    table = similarity if shape[0] <= shape[1] else similarity.T  # (few, many)
+    best = max(
+        sum(table[i, j] for i, j in enumerate(order))
+        for order in itertools.permutations(range(many), few)
+    )
+    candidates, values = identification.match(torch.from_numpy(similarity))
+    made = values.isfinite()
+    assert int(made.sum()) == few
+    assert float(values[made].sum()) == pytest.approx(best)
+    assert (candidates[~made] == identification.UNMATCHED).all()
+    assert len(candidates[made].unique()) == few
+    for image in torch.nonzero(made).flatten().tolist():
+        assert float(values[image]) == similarity[int(candidates[image]), image]
+
+
+@pytest.mark.parametrize("n", [20, 100, 500])
+def test_the_null_threshold_is_the_smallest_that_keeps_its_promise(n: int) -> None:
+    rng = np.random.default_rng(n)
+    values = torch.from_numpy(rng.uniform(0.3, 0.95, size=n))
+    threshold = identification.null_threshold(values)
+    assert int((values > threshold).sum()) <= 0.01 * n
+    below = identification.GRID[identification.GRID.index(threshold) - 1]
+    assert int((values > below).sum()) > 0.01 * n
+    assert identification.null_threshold(torch.full((n,), 0.2)) == 0.5
+    assert identification.null_threshold(torch.ones(n)) == 1.0
+
+
+def test_no_candidates_are_no_finds_and_valid_json(truth: Truth, tmp_path: Path) -> None:
+    got = scored(torch.zeros(0, 784), truth)
+    assert got["candidates"] == got["identified"] == got["most_reused"] == 0
+    assert got["precision_at"] == got["distinct_at"] == {}
+    assert got["matched"] == got["null_matched_raw"] == {"0.90": 0, "0.95": 0, "0.99": 0}
+    write_json(tmp_path / "scores.json", got)  # refuses NaN and infinity
+
+
+def test_precision_goes_by_the_order_of_the_candidates(truth: Truth) -> None:
+    noise = torch.rand(60, 784, generator=torch.Generator().manual_seed(0))
+    got = scored(torch.cat([truth.images[:25], noise, truth.images]), truth)
+    assert got["precision_at"] == {"50": 0.5, "100": 0.4}
+    assert got["distinct_at"] == {"50": 25, "100": 25}
+    assert got["identified"] == 40
+
+
+def test_colours_are_recovered_one_by_one(split: tuple[Tensor, Tensor]) -> None:
+    truth = identification.truth_of(split, COLOURS, where="here")
+    assert truth.images.shape == truth.held_out.shape == (12, 192)
+    assert not torch.equal(truth.images, truth.held_out)
+    images = truth.images.unflatten(1, (3, 8, 8))
+
+    def colour_scores(estimate: Tensor) -> tuple[float, int]:
+        got = score.score_training_data(estimate, truth, means=means)
+        assert "median_ssim" not in got
+        return got["colour_error"], got["colours_recovered"]
+
+    assert colour_scores(images.flip(0)) == (0.0, 12)
+    shifted = images.clone()
+    shifted[2, 1] += 0.25  # some green in one of them
+    error, recovered = colour_scores(shifted)
+    assert error == pytest.approx(0.25, abs=1e-6) and recovered == 11
+    assert colour_scores(images[:5]) == (1.0, 5)
+    assert colour_scores(images[:0]) == (1.0, 0)
+    # One candidate repeated is one colour, however often.
+    assert colour_scores(images[:1].expand(12, -1, -1, -1))[1] < 12
+
+
+@pytest.mark.parametrize("identified", [True, False])
+def test_shown_pairs_go_by_rank(truth: Truth, identified: bool) -> None:
+    order = torch.randperm(40, generator=torch.Generator().manual_seed(4))
+    candidates = truth.images[order].unflatten(1, (28, 28))
+    threshold = 0.9 if identified else 1.0
+    pairs = identification.shown_pairs(candidates, truth, threshold=threshold, count=8)
+    assert torch.equal(pairs.candidates, torch.arange(8))
+    assert torch.equal(pairs.images, order[:8])
+    assert pairs.values == pytest.approx(1)
+
+
+def test_rows_are_filled_with_white_and_colours_stay() -> None:
+    images = np.zeros((5, 3, 8, 8), np.float32)
+    images[:, 0] = 1
+    rows = split_rows(images, columns=4)
+    assert [len(row) for row in rows] == [4, 4]
+    picture = mosaic(rows, scale=7)
+    assert picture.shape == (2 * (56 + GAP), 4 * (56 + GAP), 3)
+    assert picture[0, 0].tolist() == [255, 0, 0]
+    assert picture[-10, -10].tolist() == [255, 255, 255]
+    assert split_rows(images[:0], columns=4) == []
+
+
+@pytest.mark.parametrize("training", [PARITY, COLOURS], ids=["parity", "colours"])
+@pytest.mark.parametrize("count", [0, 3, 40])
+def test_pictures_of_candidates_have_the_same_size_whatever_was_found(
+    split: tuple[Tensor, Tensor], training: dict[str, Any], count: int
+) -> None:
+    truth = identification.truth_of(split, training, where="here")
+    shape = (28, 28) if training is PARITY else (3, 8, 8)
+    images = truth.images.unflatten(1, shape).numpy()
+    estimate = images[:count]
+    picture = report.training_data_picture(estimate, truth, threshold=0.9, title="title")
+    snapshots = np.stack([estimate[None, :8]] * 2)  # (S, 1, <= 8, ...)
+    arrays = {"estimate": estimate, "snapshots": snapshots, "snapshot_steps": np.array([0, 9])}
+    shown = list(track.training_data_pictures(arrays, truth, threshold=0.9))
+    if count == 0:
+        assert picture is None and shown == []
+        return
+    assert picture is not None and picture.mode == "RGB"
+    rows = -(-min(len(estimate), 30) // 10)
+    assert picture.width > 10 * 58 and picture.height > rows * 2 * 58
+    assert [(key, step) for key, step, _ in shown] == [
+        ("identified", 0),
+        ("candidates", 0),
+        ("candidates", 9),
+    ]
+    assert shown[0][2].shape == ((2 if count == 3 else 4) * 58, 4 * 58, 3)
+
+
+def test_scores_are_charted_in_groups() -> None:
+    flat = track.charted(
+        {
+            "problem": "training_data",
+            "n": 40,
+            "seed": 1,
+            "identified": 7,
+            "identified_low": 3.0,
+            "matched": {"0.99": 5},
+            "precision_at": {},
+            "masks": {"bottom": {"mse": 0.5, "mse_low": 0.4}},
+        }
+    )
+    assert flat == {"identified": 7, "matched/0.99": 5, "bottom/mse": 0.5}
+
+
+def test_first_layers_of_both_shapes_are_drawn() -> None:
+    for shape, units in (((28, 28), 30), ((3, 8, 8), 5)):
+        torch.manual_seed(0)
+        network = Network(shape=list(shape), widths=[units], first_deviation=0.1)
+        rows = 4 if units == 30 else 2
+        assert track.first_layer_picture(network).shape == (rows * 58, 4 * 58, 3)
+
+
+@pytest.fixture
+def workspace(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    digit_splits: dict[str, dict[str, Any]],
+    split: tuple[Tensor, Tensor],
+) -> Path:
+    """Three attacks on two networks, reconstructed: exact copies, nothing, and colours."""
+    monkeypatch.chdir(tmp_path)
+    params = copy.deepcopy(TINY)
+    params["runs"] = {}
+    for network, training in (("parity", PARITY), ("colours", COLOURS)):
+        params["networks"][network] = {
+            "architecture": "margin",
+            "arguments": {},
+            "training": training,
+        }
+        write_json(Path(f"models/{network}.json"), {"seconds": 3.0, "epochs": []})
+    dataset = np.array("digits")
+    write_arrays(Path("data/train.npz"), {**digit_splits["train"], "dataset": dataset})
+    truth = identification.truth_of(split, PARITY, where="here")
+    toy = identification.truth_of(split, COLOURS, where="here")
+    for name, network, estimate in (
+        ("copies", "parity", truth.images.flip(0).unflatten(1, (28, 28))),
+        ("nothing", "parity", torch.zeros(0, 28, 28)),
+        ("toy", "colours", toy.images.unflatten(1, (3, 8, 8))),
+    ):
+        run = f"training_data-{name}"
+        params["runs"][run] = {
+            "problem": "training_data",
+            "method": "kkt",
+            "network": network,
+            "settings": {"seed": 5},
+        }
+        arrays = {"estimate": estimate.numpy(), "dataset": dataset}
+        write_arrays(Path(f"data/reconstructions/{run}.npz"), arrays)
+        write_json(Path(f"data/reconstructions/{run}.json"), {"started": 0.0, "seconds": 2.0})
+    write_params(tmp_path, params)
+    return tmp_path
+
+
+def test_scores_and_report_of_files(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = load().runs
+    for name in runs:
+        score.main(name)
+    assert "training_data-copies: identified 40" in capsys.readouterr().out
+    scores = {name: json.loads(Path(f"metrics/{name}.json").read_text()) for name in runs}
+    copies = scores["training_data-copies"]
+    assert {"dataset", "problem", "method", "network", "n", "seed", "seconds"} <= set(copies)
+    assert copies["dataset"] == "digits" and copies["n"] == 40 and copies["seed"] == 5
+    assert copies["training_seconds"] == 3 and copies["seconds"] == 2
+    headlines = [json.loads(p.read_text()) for p in Path("metrics/headline").glob("*.json")]
+    assert all(len(headline) <= 14 for headline in headlines)
+    assert all("matched_99" in headline for headline in headlines)
+
+    text = "\n".join(report.report_training_data(scores, load(), dataset="digits"))
+    row = next(line for line in text.splitlines() if line.startswith("| `copies`"))
+    null = copies["null_matched"]
+    assert f"| 40 / {null['0.90']} | 40 / {null['0.95']} | 40 / {null['0.99']} |" in row
+    assert row.endswith("| 0.0000 | 3 | 2 |")
+    assert "| `toy` | kkt | `colours` | 12 | 12 / 12 | 0.000 | 3 | 2 |" in text
+    folder = Path("metrics/report")
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "training_data.csv",
+        "training_data_copies.png",
+        "training_data_curve.png",
+        "training_data_toy.png",
+    ]
+    with (folder / "training_data.csv").open(encoding="utf-8") as file:
+        rows = {row["run"]: row for row in csv.DictReader(file)}
+    assert rows["copies"]["matched_0.99"] == "40" and rows["nothing"]["median_mse"] == ""
+    assert rows["toy"]["colours_recovered"] == "12"
+
+
+def test_histories_without_validation_are_no_learning_curves(workspace: Path) -> None:
+    params = load()
+    attacked = {name: params.networks[name] for name in ("parity", "colours")}
+    margin = {"epoch": 10.0, "timestamp": 0.0, "smallest_margin": 1.0}
+    write_json(Path("models/colours.json"), {"seconds": 3.0, "epochs": [margin]})
+    assert report.training_rows(params.model_copy(update={"networks": attacked})) == []
+
+
+def test_an_estimate_of_another_shape_is_refused(workspace: Path) -> None:
+    path = Path("data/reconstructions/training_data-copies.npz")
+    dataset = np.array("digits")
+    write_arrays(path, {"estimate": np.zeros((2, 5, 5), np.float32), "dataset": dataset})
+    with pytest.raises(Refusal, match=r"\(5, 5\); 784 values are expected"):
+        score.main("training_data-copies")
+    wrong = np.full((2, 28, 28), np.nan, np.float32)
+    write_arrays(path, {"estimate": wrong, "dataset": dataset})
+    with pytest.raises(Refusal, match="not finite"):
+        score.main("training_data-copies")
