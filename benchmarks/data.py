@@ -15,6 +15,23 @@ def read_images(split: str) -> tuple[str, Tensor]:
     return "digits", torch.from_numpy(digits()["images"]).to(torch.float32) / 255
 
 
+def dataset_name() -> str:
+    """Of the splits that `read_splits` gives, without reading them."""
+    return dataset_of(split_path("train")) if split_path("train").exists() else "digits"
+
+
+def read_splits() -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Training and validation split, each images (n, 28, 28) and labels (n,); of scikit-learn's
+    digits a fifth is held out."""
+    if split_path("train").exists():  # one stage writes all splits
+        return read_split("train"), read_split("validation")
+    arrays = digits()
+    images = torch.from_numpy(arrays["images"]).to(torch.float32) / 255
+    labels = torch.from_numpy(arrays["labels"]).to(torch.int64)
+    held_out = len(images) // 5
+    return (images[held_out:], labels[held_out:]), (images[:held_out], labels[:held_out])
+
+
 def read_network(name: str, *, mean: Tensor) -> tuple[nn.Module, str]:
     """A network of params.yaml, its weights fixed, and whether these are "trained" or "random".
 

@@ -218,7 +218,7 @@ def test_precision_goes_by_the_order_of_the_candidates(truth: Truth) -> None:
 def test_colours_are_recovered_one_by_one(split: tuple[Tensor, Tensor]) -> None:
     truth = identification.truth_of(split, COLOURS, where="here")
     assert truth.images.shape == truth.held_out.shape == (12, 192)
-    assert not torch.equal(truth.images, truth.held_out)
+    # Pure colours: there are no others to hold out, so that the null of a toy says nothing.
     images = truth.images.unflatten(1, (3, 8, 8))
 
     def colour_scores(estimate: Tensor) -> tuple[float, int]:

@@ -22,6 +22,7 @@ pytestmark = pytest.mark.xdist_group("pipeline")
 
 RAN = re.compile(r"Running stage '([^']+)'")
 INTERVALS = {"mse", "mse_low", "mse_high", "ssim", "ssim_low", "ssim_high", "psnr", "psnr_low"}
+ALL = len(TINY["networks"]) + len(TINY["runs"])  # runs in the store of a finished pipeline
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +109,11 @@ def test_metrics_hold_what_the_contract_says(finished: Path) -> None:
         expected = INTERVALS | {"mse_over_ridge", "known_residual", "agreement"}
         assert expected <= set(mask)
         assert mask["mse_low"] <= mask["mse"] <= mask["mse_high"]
+    for run, candidates in (("sparse_span", range(1, 11)), ("kkt", [10])):
+        scores = json.loads((finished / f"metrics/training_data-{run}.json").read_text())
+        assert common | {"identified", "null_identified", "threshold", "matched"} <= set(scores)
+        assert scores["n"] == 8 and scores["candidates"] in candidates
+        assert scores["identified_low"] <= scores["identified"] <= scores["identified_high"]
 
 
 def test_scores_are_what_the_files_give(finished: Path) -> None:
@@ -171,14 +177,15 @@ def test_only_what_depends_on_a_change_runs_and_back_comes_from_the_cache(
     # `metrics` (the JSON files in Git), and `track`, which has no output. It finds all runs there.
     assert set(again) <= {"check", "score@imputation-known", "report", "track"}
     assert "M" not in execute("git", "status", "--short", "metrics", cwd=workspace).stdout
-    assert len(runs_of(workspace)) == 7
+    assert len(runs_of(workspace)) == ALL + 1
 
 
 def test_one_run_for_each_network_and_reconstruction(finished: Path) -> None:
     runs = {run["name"]: run for run in runs_of(finished)}
-    assert set(runs) == {"gaussian", "classifier", "ffnn", "mean", "known"} | {"ffnn"}
+    networks = {"gaussian", "classifier", "ffnn", "margin"}
+    assert set(runs) == networks | {"ffnn", "mean", "known", "sparse_span", "kkt"}
     everything = runs_of(finished)
-    assert len(everything) == 6 and all(run["status"] == "FINISHED" for run in everything)
+    assert len(everything) == ALL and all(run["status"] == "FINISHED" for run in everything)
     for run in everything:
         assert {"dataset", "problem", "network", "method", "retrace.fingerprint"} <= set(
             run["tags"]
@@ -201,10 +208,10 @@ def test_publishing_again_adds_nothing_and_a_lost_store_is_rebuilt(workspace: Pa
     (workspace / "mlflow.db").unlink()
     shutil.rmtree(workspace / "mlruns")
     first = execute(sys.executable, "-m", "stages.track", cwd=workspace).stdout
-    assert "6 runs published, 0 were there" in first
+    assert f"{ALL} runs published, 0 were there" in first
     before = sorted(run["id"] for run in runs_of(workspace))
     second = execute(sys.executable, "-m", "stages.track", cwd=workspace).stdout
-    assert "0 runs published, 6 were there" in second
+    assert f"0 runs published, {ALL} were there" in second
     assert sorted(run["id"] for run in runs_of(workspace)) == before
 
 
@@ -226,7 +233,7 @@ def test_two_first_publishers_at_once(workspace: Path) -> None:
     outputs = [process.communicate() for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
     runs = runs_of(workspace)
-    assert len(runs) == 6 and all(run["status"] == "FINISHED" for run in runs)
+    assert len(runs) == ALL and all(run["status"] == "FINISHED" for run in runs)
 
 
 def test_a_killed_publisher_leaves_nothing_that_the_next_does_not_mend(workspace: Path) -> None:
@@ -238,7 +245,7 @@ def test_a_killed_publisher_leaves_nothing_that_the_next_does_not_mend(workspace
     execute(sys.executable, "-W", "ignore", "-c", script, cwd=workspace)
     assert "1 runs published" in execute(sys.executable, "-m", "stages.track", cwd=workspace).stdout
     runs = runs_of(workspace)
-    assert len(runs) == 6 and all(run["status"] == "FINISHED" for run in runs)
+    assert len(runs) == ALL and all(run["status"] == "FINISHED" for run in runs)
 
 
 def test_an_unreachable_server_harms_no_result(workspace: Path) -> None:
@@ -252,7 +259,7 @@ def test_an_unreachable_server_harms_no_result(workspace: Path) -> None:
     headline = json.loads((workspace / "metrics/headline/imputation-mean.json").read_text())
     assert headline["mse"] > 0
     assert ran(execute("dvc", "repro", cwd=workspace)) == ["track"]
-    assert len(runs_of(workspace)) == 7
+    assert len(runs_of(workspace)) == ALL + 1
 
 
 def test_a_misspelt_key_stops_before_anything_runs(workspace: Path) -> None:
