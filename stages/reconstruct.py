@@ -27,7 +27,8 @@ from stages.command import Refusal, run
 from stages.params import GIVEN, bind, find, load
 
 WATCHED = 8  # images of each group whose estimates are kept along the iterations
-LIKE_OBSERVED = ("autoencoding", "imputation")  # problems with an estimate for each observation
+# Problems with an estimate for each observation.
+LIKE_OBSERVED = ("autoencoding", "imputation", "decoder_inversion")
 SHOWN_STEPS = (0, 1, 3, 10, 30, 100, 300, 1000, 3000, 10000)
 
 
@@ -149,16 +150,19 @@ def main(name: str) -> None:
     if "memory" in inspect.signature(method).parameters:
         given["memory"] = memory
     started = time.time()
-    estimate = method(network, images, **settings, **given)
+    answer = method(network, images, **settings, **given)
     seconds = time.time() - started
+    # A method with more to say than its estimate returns a dictionary of tensors.
+    answers = answer if isinstance(answer, dict) else {"estimate": answer}
+    estimate = answers["estimate"]
     if not bool(torch.isfinite(estimate).all()):
         raise Refusal(
             f"{where}: the estimate is not finite; lower settings.learning_rate if there is one"
         )
     if entry.problem in LIKE_OBSERVED:
-        estimate = estimate.reshape(observed.shape)
+        answers = {key: value.unflatten(0, observed.shape[:-2]) for key, value in answers.items()}
     arrays = {
-        "estimate": estimate.numpy(),
+        **{key: value.numpy() for key, value in answers.items()},
         "code_size": np.array(getattr(network, "code_size", 0)),
         **{key: np.array(getattr(entry, key)) for key in ("problem", "method", "network")},
         "dataset": np.array(dataset),
