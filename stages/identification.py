@@ -234,7 +234,10 @@ def colour_distances(candidates: Tensor, images: Tensor) -> Tensor:
 
 
 def colour_errors(distances: Tensor) -> Tensor:
-    """Error of each image's candidate, matched one to one so that the sum of errors is smallest.
+    """Error of the colour nearest to each image's.
+
+    Images of one colour are copies of each other, of which the weights keep one: they share a
+    candidate.
 
     Parameters
     ----------
@@ -244,9 +247,11 @@ def colour_errors(distances: Tensor) -> Tensor:
     Returns
     -------
     (n,) float64
-        1, the largest error that there is, for an image without a candidate.
+        1, the largest error that there is, without a candidate.
     """
-    return (-match(-distances).values).clamp(max=1.0)
+    if not len(distances):
+        return distances.new_ones(distances.shape[1])
+    return distances.amin(dim=0)
 
 
 class Pairs(NamedTuple):

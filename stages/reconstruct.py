@@ -138,10 +138,12 @@ def main(name: str) -> None:
         label=name,
     )
     given: dict[str, Any] = {"callback": recorder}
+    methods = Path(__file__).parent / "methods" / entry.problem
     memory = Memory(
         interrupted_path(name),
         inputs=[
-            inspect.getsource(inspect.getmodule(method)),  # type: ignore[arg-type]
+            # All of the problem's methods: they share code.
+            *(path.read_text(encoding="utf-8") for path in sorted(methods.glob("*.py"))),
             json.dumps(settings, sort_keys=True),
             hashlib.sha256(checkpoint_path(entry.network).read_bytes()).hexdigest(),
             dataset,

@@ -217,13 +217,14 @@ def colours_table(runs: Mapping[str, Scores]) -> str:
             str(scores["candidates"]),
             f"{scores['colours_recovered']} / {scores['n']}",
             f"{scores['colour_error']:.3f}",
+            f"{scores['colour_precision']:.2f}" if "colour_precision" in scores else "",
             f"{scores['training_seconds']:.0f}",
             f"{scores['seconds']:.0f}",
         ]
         for name, scores in runs.items()
     ]
     head = ("run", "method", "network", "candidates", "colours recovered", "largest colour error")
-    return markdown((*head, "training, s", "attack, s"), rows)
+    return markdown((*head, "precision", "training, s", "attack, s"), rows)
 
 
 def training_data_rows(runs: Mapping[str, Scores]) -> list[dict[str, Any]]:
@@ -429,8 +430,9 @@ def report_training_data(runs: Mapping[str, Scores], params: Params, *, dataset:
     if coloured:
         parts += [
             "### Training data: images of one colour",
-            "Recovered: a candidate of its own has the same mean colour within 0.02 in every "
-            "channel.",
+            "Recovered: a candidate has the image's mean colour within 0.02 in every channel "
+            "(images of one colour are copies, of which the weights keep one). Precision: the "
+            "share of candidates that have some training image's colour.",
             colours_table(coloured),
         ]
     return parts

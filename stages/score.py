@@ -157,8 +157,9 @@ def score_training_data(estimate: Tensor, truth: identification.Truth, *, means:
     ``distinct_at`` the number of those images; ranks beyond the last candidate are left out.
     ``median_mse`` and, of 28 x 28 images, ``median_ssim`` are of the identified ones, left out
     where there is none. ``most_reused`` is the number of training images that one candidate
-    resembles best. Of coloured images also ``colour_error``, the largest, and
-    ``colours_recovered``, how many are within 0.02.
+    resembles best. Of coloured images also ``colour_error``, the largest, ``colours_recovered``,
+    how many are within 0.02, and ``colour_precision``, the share of the candidates within 0.02 of
+    an image's colour.
 
     Parameters
     ----------
@@ -222,6 +223,9 @@ def score_training_data(estimate: Tensor, truth: identification.Truth, *, means:
         scores["colour_error"] = float(errors.max())
         recovered = errors <= identification.COLOUR_TOLERANCE
         scores["colours_recovered"] = int(recovered.sum())
+        if len(distances):
+            true = distances.amin(dim=1) <= identification.COLOUR_TOLERANCE
+            scores["colour_precision"] = float(true.double().mean())
     return scores
 
 

@@ -398,14 +398,6 @@ def test_a_learning_rate_that_diverges_is_one_line(method: str, splits: dict[str
     assert "\n" not in str(refusal.value)
 
 
-DIED = pytest.mark.xfail(
-    raises=(ValueError, ZeroDivisionError),
-    strict=True,
-    reason="a network whose units are all off has no gradient, and its measures are NaN",
-)
-
-
-@DIED
 @pytest.mark.parametrize("method", ["gradient_descent", "weight_decay"])
 def test_a_learning_rate_that_kills_all_units_is_refused(
     method: str, splits: dict[str, Split]

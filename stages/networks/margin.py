@@ -241,6 +241,11 @@ class Network(nn.Module):
             rate = learning_rate * decay**share
             activations, logits = forward(weights, bias, x)
             margins = signs * logits
+            if not bool(logits.any()):
+                raise Refusal(
+                    f"training.learning_rate = {learning_rate:g}: at step {step} all units are "
+                    "off, and the network has no gradient left; lower it"
+                )
             if step % report_every == 0 or step == steps:
                 if not bool(logits.isfinite().all()):
                     raise Refusal(

@@ -11,8 +11,14 @@ Facts that the attack rests on, for a homogeneous network with two hidden layers
    truth.
 3. The pattern gives the dual basis: what image i adds to the rows can be taken away, and its share
    in any other candidate can be read. What remains is a smaller problem.
+4. Where the row space has far fewer dimensions than an image has pixels at the ends of their
+   range, a training image is a vertex of the polytope that the box cuts out of the space, and
+   one that hundreds of constraints hold at once. Mixtures of images lie on its faces: walking
+   along a face to its end gives an image of the mixture.
 """
 
+import sys
+from collections.abc import Sequence
 from functools import partial
 from typing import Annotated, Any, Protocol
 
@@ -22,23 +28,21 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from stages.artifacts import Callback
+from stages.methods.training_data._row_space import TIGHT, RowSpace
 from stages.methods.training_data.row_differences import (
     differences,
     distinct,
     two_hidden_layers,
     unit_groups,
 )
+from stages.params import Seed
 
-NOISE = 1e-6  # singular values below this share of the largest are float32's noise
 SAME_START = 0.93  # normalised cross-correlation at which two starts are one
 SAME_IMAGE = 0.96  # the same for two candidates
+SAME_POINT = 0.99  # the same for two points to walk from, or walked to
 ANCHORED = 40  # iterations in which a candidate is held to its start
 ANCHOR = 0.3  # weight of the start in them
 RELAXATION = 1.6  # over-relaxation of ADMM (Boyd et al. 2011, section 3.4.3)
-KINK = 1e-2  # |cosine| between an image and a unit below which the unit counts as at its kink
-RIDGE = 1e-5  # of the fit of a pattern in the column space
-STRICT = 1e3  # weight of the conditions on the duals
-LIVE_SHARE = 0.02  # of the second layer's units of one sign, for a candidate to count as passing
 # Penalties on the coordinates, by how strongly the weights determine them: a large one is robust
 # and finds images with large dual variables, a small one leaves room for the others.
 SEARCHES: tuple[tuple[float, ...], ...] = (
@@ -47,6 +51,18 @@ SEARCHES: tuple[tuple[float, ...], ...] = (
     (1e-7, 1e-8),
 )
 POLISH = (1e-8, 1e-9, 1e-10)
+FEW_DIMENSIONS = 0.25  # share of the pixels below which the row space's rank counts as small
+RIGID = 0.02  # rigidity above which a point counts as a vertex
+WALK = 12  # faces that a walk crosses at most
+# The same penalties where the rank is small, each with the weight of the random objective there.
+CLIMB = (1e-9, 0.1)
+SETTLE: tuple[tuple[float, float], ...] = ((1e-9, 0.05), (1e-10, 0.02), (1e-11, 0.0))
+CLIMB_ITERATIONS = 150
+FULL_RANK = (
+    "sparse_span: the first layer's rows span all {pixels} pixels: more training images than the "
+    "span allows, or no training. Every image lies in it, so there is nothing to search: the "
+    "candidates are differences of units"
+)
 
 
 class Memory(Protocol):
@@ -64,6 +80,7 @@ def reconstruct(
     candidates: Annotated[int, Field(ge=8)],
     starts: Annotated[int, Field(ge=8)],
     public_starts: Annotated[int, Field(ge=0)],
+    objectives: Annotated[int, Field(ge=1)],
     neighbours: Annotated[int, Field(ge=1)],
     rounds: Annotated[int, Field(ge=1)],
     passes: Annotated[int, Field(ge=1)],
@@ -72,6 +89,7 @@ def reconstruct(
     faint: Annotated[float, Field(gt=0, lt=1)],
     trusted: Annotated[float, Field(gt=0, lt=1)],
     deflation: Annotated[float, Field(ge=0)],
+    seed: Seed,
     callback: Callback,
     memory: Memory,
 ) -> Tensor:
@@ -89,6 +107,9 @@ def reconstruct(
         Row differences (see `row_differences`) that a search starts from.
     public_starts : int
         So many public images as further starts; 0 keeps to the weights alone.
+    objectives : int
+        Where the rank is small, so many random objectives in each round, instead of row
+        differences.
     neighbours : int
         Units that each unit is compared with in the first round; each later round takes more.
     rounds : int
@@ -105,6 +126,8 @@ def reconstruct(
         A candidate with a smaller certificate residual is taken out of the problem.
     deflation : float
         Weight of the condition that the images already found have no share in a candidate.
+    seed : int
+        Of the random objectives.
     callback : function
         Called after each round with the certificate residuals (K,) and the candidates.
     memory : Memory
@@ -113,7 +136,8 @@ def reconstruct(
     Returns
     -------
     (K, *shape) float32
-        In [0, 1], smallest certificate residual first.
+        In [0, 1], smallest certificate residual first; where the rank is small, vertices before
+        all others. None where the units have nothing in common.
 
     Raises
     ------
@@ -125,244 +149,190 @@ def reconstruct(
     shape: tuple[int, ...] = network.shape  # type: ignore[assignment]
     space = RowSpace(weights, bias, mean)
     groups = unit_groups(weights)
+    if len(space.values) >= len(mean):
+        print(FULL_RANK.format(pixels=len(mean)), file=sys.stderr)
+        guesses = differences(
+            space.rows, groups, mean, neighbours=neighbours, limit=candidates, duplicate=SAME_START
+        )
+        return guesses.clamp(0, 1).unflatten(1, shape)
     kept = memory.load()
     begin = int(kept.get("round", 0))
     pool = torch.from_numpy(kept["pool"]) if kept else torch.zeros(0, len(mean))
     residual = torch.from_numpy(kept["residual"]) if kept else torch.zeros(0)
-    search_from = partial(
+    few = len(space.values) < FEW_DIMENSIONS * len(mean)
+    search = partial(
         solve, mean=mean, passes=passes, iterations=iterations, penalty=penalty, shape=shape
     )
     for number in range(begin, rounds):
         certain = residual < trusted
-        found = pool[certain]
-        duals, rows = space.deflate(found)
-        begun = differences(
-            rows,
-            groups,
-            mean,
-            neighbours=neighbours * (1 + number % 3),
-            limit=starts,
-            duplicate=SAME_START,
-        )
-        if number == 0:
-            public = observed[:public_starts].flatten(1)
-            begun, searches = torch.cat([begun, public]), SEARCHES
+        if few:
+            generator = torch.Generator().manual_seed(seed + number)
+            fresh = from_objectives(
+                space, pool[certain], search, count=objectives, faint=faint, generator=generator
+            )
         else:
-            begun = torch.cat([begun, pool[~certain][:starts]])
-            searches = SEARCHES[1 + number % 2 :][:1]
-        fresh = [pool]
-        for search in searches:
-            maps = [space.projection(strength, duals, deflation) for strength in search]
-            reached = search_from(maps, starts=begun, faint=faint, anchored=ANCHORED)
-            # The flattest first: pixels at the ends of their range are what an image has.
-            flat = (reached - reached.round()).abs() < 5e-3
-            order = flat.sum(dim=1).argsort(descending=True, stable=True)
-            reached = reached[order]
-            reached = reached[distinct(reached.clamp(0, 1) - mean, at=SAME_IMAGE)]
-            # Without the deflation: the shares of the images found are known only roughly.
-            maps = [space.projection(strength, duals, 0.0) for strength in POLISH]
-            polished = search_from(maps, starts=reached, faint=faint / 2, anchored=0)
-            fresh.append(polished.clamp_(0, 1))
-        pool = torch.cat(fresh)
-        residual = torch.cat([residual, space.certify(torch.cat(fresh[1:]))])
+            duals, rows = space.deflate(pool[certain])
+            starts_from = differences(
+                rows,
+                groups,
+                mean,
+                neighbours=neighbours * (1 + number % 3),
+                limit=starts,
+                duplicate=SAME_START,
+            )
+            given = observed[:public_starts].flatten(1) if number == 0 else pool[~certain][:starts]
+            fresh = from_starts(
+                space,
+                torch.cat([starts_from, given]),
+                search,
+                searches=SEARCHES if number == 0 else SEARCHES[1 + number % 2 :][:1],
+                faint=faint,
+                duals=duals,
+                deflation=deflation,
+            )
+        pool = torch.cat([pool, fresh])
+        residual = torch.cat([residual, certificate(space, fresh, few=few)])
         order = residual.argsort(stable=True)
         order = order[distinct(pool[order] - mean, at=SAME_IMAGE)]
         pool, residual = pool[order], residual[order]
         memory.save(
             {"pool": pool.numpy(), "residual": residual.numpy(), "round": np.array(number + 1)}
         )
-        callback(number + 1, residual, pool.unflatten(1, shape))
+        if len(pool):
+            callback(number + 1, residual, pool.unflatten(1, shape))
     return pool[:candidates].unflatten(1, shape)
 
 
-class RowSpace:
-    """The row space of [W_1, b_1], and what the pattern of active units says about a candidate.
+class Search(Protocol):
+    """`solve` with the settings of the attack."""
 
-    Coordinates z (r,) of a centred image with its 1, [x, 1] = z V, V from the singular value
-    decomposition U S V of [W_1, b_1], singular values down to `NOISE`. All in float64.
+    def __call__(
+        self,
+        maps: list[tuple[Tensor, Tensor]],
+        *,
+        starts: Tensor,
+        faint: float,
+        anchored: int = 0,
+        objective: tuple[Tensor, Sequence[float]] | None = None,
+        passes: int = ...,
+        iterations: int = ...,
+        penalty: float = ...,
+    ) -> Tensor: ...
+
+
+def certificate(space: RowSpace, images: Tensor, *, few: bool) -> Tensor:
+    """Residuals of the candidates' patterns; 1 more for one that is no vertex, if the rank is
+    small: few images leave few patterns, which mixtures share."""
+    residual = space.certify(images)
+    if few:
+        residual += (space.rigidity(images)[0] < RIGID).float()
+    return residual
+
+
+def from_starts(
+    space: RowSpace,
+    starts: Tensor,
+    search: Search,
+    *,
+    searches: Sequence[Sequence[float]],
+    faint: float,
+    duals: Tensor,
+    deflation: float,
+) -> Tensor:
+    """Points of the row space and the box near the starts, (m, d)."""
+    if len(starts) == 0:
+        return starts
+    fresh = []
+    for strengths in searches:
+        maps = [space.projection(strength, duals, deflation) for strength in strengths]
+        reached = search(maps, starts=starts, faint=faint, anchored=ANCHORED)
+        # The flattest first: pixels at the ends of their range are what an image has.
+        flat = (reached - reached.round()).abs() < 5e-3
+        order = flat.sum(dim=1).argsort(descending=True, stable=True)
+        reached = reached[order]
+        reached = reached[distinct(reached.clamp(0, 1) - space.mean, at=SAME_IMAGE)]
+        # Without the deflation: the shares of the images found are known only roughly.
+        maps = [space.projection(strength, duals, 0.0) for strength in POLISH]
+        fresh.append(search(maps, starts=reached, faint=faint / 2).clamp_(0, 1))
+    return torch.cat(fresh)
+
+
+def from_objectives(
+    space: RowSpace,
+    found: Tensor,
+    search: Search,
+    *,
+    count: int,
+    faint: float,
+    generator: torch.Generator,
+) -> Tensor:
+    """Vertices of the polytope far along random objectives, (m, d).
+
+    A linear programme first, whose solution is a vertex of some kind; then, with the objective
+    fading, pixels that look empty are drawn to 0; then walks to the ends of the faces reached.
+    """
+    wanted = space.objectives(found, count, generator)
+    unknown = wanted.new_zeros(0, len(space.values)).double()
+
+    def project(strengths: Sequence[float]) -> list[tuple[Tensor, Tensor]]:
+        return [space.projection(strength, unknown, 0.0) for strength in strengths]
+
+    strength, weight = CLIMB
+    reached = search(
+        project([strength]),
+        starts=space.mean.expand(count, -1),
+        objective=(wanted, [weight]),
+        faint=faint,
+        passes=1,
+        iterations=CLIMB_ITERATIONS,
+        penalty=0.0,
+    )
+    strengths, weights = zip(*SETTLE, strict=True)
+    reached = search(
+        project(strengths), starts=reached, objective=(wanted, weights), faint=faint
+    ).clamp_(0, 1)
+    reached = reached[distinct(reached - space.mean, at=SAME_POINT)]
+    ends = walk(space, reached, generator)
+    return torch.cat([reached, ends[distinct(ends - space.mean, at=SAME_POINT)]])
+
+
+def walk(space: RowSpace, images: Tensor, generator: torch.Generator) -> Tensor:
+    """Go from points of a polytope to its vertices, along its faces, both ways at first.
+
+    Each step goes in the direction that leaves all tight pixels as they are (see
+    `RowSpace.rigidity`), until another pixel reaches the end of its range.
 
     Parameters
     ----------
-    weights, bias
-        Of the three layers: see `kkt.homogeneous_layers`.
-    mean : (d,)
+    space : RowSpace
+    images : (m, d)
+        In the row space and in the box.
+    generator : Generator
+        Of the sense of each later step.
+
+    Returns
+    -------
+    (2 m, d) float32
+        In no particular order.
     """
-
-    def __init__(self, weights: list[Tensor], bias: Tensor, mean: Tensor) -> None:
-        self.mean = mean
-        self.first, self.second, last = (weight.double() for weight in weights)
-        self.bias = bias.double()
-        self.rows = torch.cat([self.first, self.bias[:, None]], dim=1)
-        lengths = self.rows.norm(dim=1)
-        self.live = torch.nonzero(lengths > 1e-2 * lengths.max()).flatten()
-        self.lengths = lengths[self.live]
-        columns, values, basis = torch.linalg.svd(self.rows, full_matrices=False)
-        rank = int((values > NOISE * values[0]).sum())
-        self.columns, self.values, self.basis = columns[:, :rank], values[:rank], basis[:rank]
-        self.spread = self.values / values[0]
-        # Units of the second layer push the output up or down; an image may pass both groups.
-        self.up, self.down = last[0] > 0, last[0] < 0
-        gains = torch.stack(
-            [last[0].clamp(min=0) @ self.second, last[0].clamp(max=0) @ self.second], dim=1
-        )
-        # Every unit's equation in its own scale, so that none dominates the fit.
-        self.gains = gains[self.live] / self.lengths[:, None]
-        self.scaled = self.columns[self.live] * self.spread / self.lengths[:, None]
-
-    def projection(self, strength: float, duals: Tensor, weight: float) -> tuple[Tensor, Tensor]:
-        """The nearest point of the row space, small coordinates and no known image preferred.
-
-        argmin over z, z b = 1, of |z V_pixels - v|^2 + strength sum (z_k / s_k)^2 + weight |D z|^2
-        is affine in v: v M + m.
-
-        Parameters
-        ----------
-        strength : float
-            Of the penalty on coordinates that the weights determine weakly (s_k = S_k / S_1).
-        duals : (k, r)
-            D: the rows read the share of each known image from the coordinates.
-        weight : float
-
-        Returns
-        -------
-        M : (d, d) float32
-        m : (d,) float32
-        """
-        pixels, ones = self.basis[:, :-1], self.basis[:, -1]
-        normal = pixels @ pixels.T + (strength / self.spread**2).diag() + weight * duals.T @ duals
-        inverse = torch.linalg.inv(normal)
-        towards = inverse @ ones
-        reach = ones @ towards
-        inverse = inverse - torch.outer(towards, towards) / reach
-        return (pixels.T @ inverse @ pixels).float(), (pixels.T @ towards / reach).float()
-
-    def patterns(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What candidates switch on.
-
-        Parameters
-        ----------
-        images : (m, d)
-
-        Returns
-        -------
-        extended : (m, d + 1)
-            [x - mean, 1].
-        cosines : (m, units)
-            Between the candidates and the live units.
-        passing : (m, 2)
-            Whether the second layer's units that push up, and down, are active.
-        """
-        centred = (images - self.mean).double()
-        extended = torch.cat([centred, centred.new_ones(len(centred), 1)], dim=1)
-        inputs = extended @ self.rows.T
-        cosines = inputs[:, self.live] / self.lengths / extended.norm(dim=1, keepdim=True)
-        active = inputs.clamp_(min=0) @ self.second.T > 0
-        passing = torch.stack(
-            [
-                (active & group).sum(dim=1) > LIVE_SHARE * group.sum()
-                for group in (self.up, self.down)
-            ],
-            dim=1,
-        )
-        return extended, cosines, passing
-
-    def _normal(self, cosines: Tensor) -> Tensor:
-        """Normal matrices (m, r, r) of the fits in which the units at their kink are left out."""
-        whole = self.scaled.T @ self.scaled
-        whole.diagonal().add_(RIDGE)
-        kinks = cosines.abs() <= KINK
-        return torch.stack([whole - self.scaled[kink].T @ self.scaled[kink] for kink in kinks])
-
-    def certify(self, images: Tensor, chunk: int = 64) -> Tensor:
-        """Relative residual of a candidate's pattern in the column space of the weights.
-
-        Parameters
-        ----------
-        images : (m, d)
-
-        Returns
-        -------
-        (m,) float32
-            Near 0 for a training image, whatever its dual variable is.
-        """
-        residuals = [torch.zeros(0)]
-        for part in images.split(chunk):
-            _, cosines, passing = self.patterns(part)
-            used = (cosines > KINK).double()
-            patterns = self.gains * used[:, :, None] * passing[:, None, :]  # (m, units, 2)
-            factor = torch.linalg.cholesky(self._normal(cosines))
-            mixed = self.scaled.T @ patterns  # (m, r, 2)
-            energy = patterns.mT @ patterns  # (m, 2, 2)
-            left = energy - mixed.mT @ torch.cholesky_solve(mixed, factor)
-            # An image that passes both groups has two dual factors: the best ratio of them is the
-            # smaller generalised eigenvalue of a 2 x 2 problem.
-            both = passing.all(dim=1)
-            scale = energy.diagonal(dim1=1, dim2=2)
-            single = (left.diagonal(dim1=1, dim2=2) / scale.clamp(min=1e-30)).where(
-                passing, torch.ones(())
-            )
-            value = single.min(dim=1).values
-            if bool(both.any()):
-                root = torch.linalg.cholesky(energy[both])
-                half = torch.linalg.solve_triangular(root, left[both], upper=False)
-                whole = torch.linalg.solve_triangular(root, half.mT, upper=False)
-                value[both] = torch.linalg.eigvalsh((whole + whole.mT) / 2)[:, 0]
-            residuals.append(value.clamp(min=0).sqrt().float())
-        return torch.cat(residuals)
-
-    def deflate(self, found: Tensor, iterations: int = 4) -> tuple[Tensor, Tensor]:
-        """Dual basis of known images, and the rows without what those images add to them.
-
-        For each image the nearest vector of the column space to its pattern is found, under the
-        condition that its dual reads 1 from the image itself and 0 from the other known ones. The
-        units' gains drift from the KKT point by about 1 %, alike for all images, so they are
-        estimated with it, in turns.
-
-        Parameters
-        ----------
-        found : (k, d)
-        iterations : int
-            Turns.
-
-        Returns
-        -------
-        duals : (k, r)
-            Reads the share of each image from coordinates z.
-        rows : (n_1, d + 1)
-        """
-        count = len(found)
-        if count == 0:
-            return self.basis.new_zeros(0, len(self.values)), self.rows
-        extended, cosines, passing = self.patterns(found)
-        coordinates = extended @ self.basis.T
-        used = cosines.abs() > KINK
-        on = (cosines > KINK).double()
-        normal = self._normal(cosines) + STRICT * coordinates.T @ coordinates
-        factor = torch.linalg.cholesky(normal)
-        unbiased = torch.cholesky_solve(STRICT * coordinates[:, :, None], factor)  # (k, r, 1)
-        drift = torch.ones_like(self.lengths)
-        for _ in range(iterations):
-            patterns = self.gains * (on * drift)[:, :, None] * passing[:, None, :]
-            mixed = self.scaled.T @ patterns
-            solved = torch.cholesky_solve(mixed, factor)
-            energy = patterns.mT @ patterns - mixed.mT @ solved
-            energy.diagonal(dim1=1, dim2=2).add_(1e-12 * energy.abs().amax(dim=(1, 2))[:, None])
-            # A group that the image does not pass has no factor: its row is 0, its pivot 1.
-            energy.diagonal(dim1=1, dim2=2).add_((~passing).double())
-            factors = torch.linalg.solve(energy, mixed.mT @ unbiased)
-            fitted = (solved @ factors + unbiased).squeeze(2)  # (k, r)
-            own = (fitted * coordinates).sum(dim=1, keepdim=True)
-            fitted, factors = fitted / own, factors / own[:, :, None]
-            wanted = (self.gains * on[:, :, None] * passing[:, None, :] @ factors).squeeze(2)
-            reached = fitted @ self.scaled.T
-            weight = used * on / (wanted.square() * used).sum(dim=1, keepdim=True).clamp(min=1e-30)
-            share = (weight * wanted.square()).sum(dim=0)
-            drift = (weight * reached * wanted).sum(dim=0) / share.clamp(min=1e-30)
-            votes = (used * on).sum(dim=0)
-            drift = (drift * votes + 3) / (votes + 3)  # few votes: stay near 1
-        # In units of the rows the fit's columns carry S_k / S_1, and reading 1 costs S_1.
-        taken = (self.columns * self.values) @ fitted.T @ extended
-        return fitted, self.rows - taken
+    at = torch.cat([images, images])
+    sense = torch.ones(len(at), 1)
+    sense[len(images) :] = -1
+    ended = []
+    for step in range(WALK):
+        rigidity, directions = space.rigidity(at)
+        loose = rigidity < RIGID
+        ended.append(at[~loose])
+        at, directions, sense = at[loose], directions[loose], sense[loose]
+        if step:
+            sense = torch.randint(0, 2, (len(at), 1), generator=generator) * 2.0 - 1
+        directions = directions * sense
+        room = torch.where(directions > 0, 1 - at, at) / directions.abs().clamp(min=1e-12)
+        room[(at < TIGHT) | (at > 1 - TIGHT)] = torch.inf
+        nearest = room.min(dim=1, keepdim=True).values
+        # Without a free pixel there is nowhere to go.
+        at = (at + directions * nearest.nan_to_num(posinf=0.0)).clamp_(0, 1)
+    return torch.cat([*ended, at])
 
 
 def solve(
@@ -374,8 +344,9 @@ def solve(
     iterations: int,
     penalty: float,
     faint: float,
-    anchored: int,
     shape: tuple[int, ...],
+    anchored: int = 0,
+    objective: tuple[Tensor, Sequence[float]] | None = None,
 ) -> Tensor:
     """Alternate between the row space and the box of pixels, all candidates at once (ADMM).
 
@@ -391,10 +362,12 @@ def solve(
     starts : (m, d)
     passes, iterations, penalty, faint
         See `reconstruct`.
-    anchored : int
-        Iterations at the first projection in which a candidate is held to its start.
     shape : tuple of int
         Of an image.
+    anchored : int
+        Iterations at the first projection in which a candidate is held to its start.
+    objective : ((m, d), weights), optional
+        What each candidate is drawn along, and with which weight at each projection.
 
     Returns
     -------
@@ -409,10 +382,11 @@ def solve(
         wished = x + dual
         box = wished.clamp(0, 1)
         dual = wished - box
-    for matrix, offset in maps:
+    directions, weights = objective or (torch.zeros(1), [0.0] * len(maps))
+    for (matrix, offset), weight in zip(maps, weights, strict=True):
         for _ in range(passes):
             box = x.clamp(0, 1)
-            price = penalty * (local_average(box, shape) < faint).float()
+            price = penalty * (local_average(box, shape) < faint).float() - weight * directions
             dual.zero_()
             for _ in range(iterations):
                 x = torch.addmm(mean + offset, box - dual - mean, matrix)

@@ -1,0 +1,266 @@
+"""The row space of the first layer: what its points and the units' patterns say about images."""
+
+import torch
+from torch import Tensor
+
+NOISE = 1e-6  # singular values below this share of the largest are float32's noise
+KINK = 1e-2  # |cosine| between an image and a unit below which the unit counts as at its kink
+RIDGE = 1e-5  # of the fit of a pattern in the column space
+STRICT = 1e3  # weight of the conditions on the duals
+LIVE_SHARE = 0.02  # of the second layer's units of one sign, for a candidate to count as passing
+TIGHT = 2e-3  # a pixel this near to 0 or 1 is at the end of its range
+FLOOR = 1e-10  # keeps directions that the weights determine weakly from counting as free
+ONES = 100.0  # weight of the last coordinate, which stays 1
+
+
+class RowSpace:
+    """The row space of [W_1, b_1], and what the pattern of active units says about a candidate.
+
+    Coordinates z (r,) of a centred image with its 1, [x, 1] = z V, V from the singular value
+    decomposition U S V of [W_1, b_1], singular values down to `NOISE`. All in float64.
+
+    Parameters
+    ----------
+    weights, bias
+        Of the three layers: see `kkt.homogeneous_layers`.
+    mean : (d,)
+    """
+
+    def __init__(self, weights: list[Tensor], bias: Tensor, mean: Tensor) -> None:
+        self.mean = mean
+        self.first, self.second, last = (weight.double() for weight in weights)
+        self.bias = bias.double()
+        self.rows = torch.cat([self.first, self.bias[:, None]], dim=1)
+        lengths = self.rows.norm(dim=1)
+        self.live = torch.nonzero(lengths > 1e-2 * lengths.max()).flatten()
+        self.lengths = lengths[self.live]
+        columns, values, basis = torch.linalg.svd(self.rows, full_matrices=False)
+        rank = int((values > NOISE * values[0]).sum())
+        self.columns, self.values, self.basis = columns[:, :rank], values[:rank], basis[:rank]
+        self.spread = self.values / values[0]
+        # Units of the second layer push the output up or down; an image may pass both groups.
+        self.up, self.down = last[0] > 0, last[0] < 0
+        gains = torch.stack(
+            [last[0].clamp(min=0) @ self.second, last[0].clamp(max=0) @ self.second], dim=1
+        )
+        # Every unit's equation in its own scale, so that none dominates the fit.
+        self.gains = gains[self.live] / self.lengths[:, None]
+        self.scaled = self.columns[self.live] * self.spread / self.lengths[:, None]
+
+    def extended(self, images: Tensor) -> Tensor:
+        """[x - mean, 1] in float64: (m, d) to (m, d + 1)."""
+        centred = (images - self.mean).double()
+        return torch.cat([centred, centred.new_ones(len(centred), 1)], dim=1)
+
+    def projection(self, strength: float, duals: Tensor, weight: float) -> tuple[Tensor, Tensor]:
+        """The nearest point of the row space, small coordinates and no known image preferred.
+
+        argmin over z, z b = 1, of |z V_pixels - v|^2 + strength sum (z_k / s_k)^2 + weight |D z|^2
+        is affine in v: v M + m.
+
+        Parameters
+        ----------
+        strength : float
+            Of the penalty on coordinates that the weights determine weakly (s_k = S_k / S_1).
+        duals : (k, r)
+            D: the rows read the share of each known image from the coordinates.
+        weight : float
+
+        Returns
+        -------
+        M : (d, d) float32
+        m : (d,) float32
+        """
+        pixels, ones = self.basis[:, :-1], self.basis[:, -1]
+        normal = pixels @ pixels.T + (strength / self.spread**2).diag() + weight * duals.T @ duals
+        inverse = torch.linalg.inv(normal)
+        towards = inverse @ ones
+        reach = ones @ towards
+        inverse = inverse - torch.outer(towards, towards) / reach
+        return (pixels.T @ inverse @ pixels).float(), (pixels.T @ towards / reach).float()
+
+    def patterns(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What candidates switch on.
+
+        Parameters
+        ----------
+        images : (m, d)
+
+        Returns
+        -------
+        extended : (m, d + 1)
+            [x - mean, 1].
+        cosines : (m, units)
+            Between the candidates and the live units.
+        passing : (m, 2)
+            Whether the second layer's units that push up, and down, are active.
+        """
+        extended = self.extended(images)
+        inputs = extended @ self.rows.T
+        cosines = inputs[:, self.live] / self.lengths / extended.norm(dim=1, keepdim=True)
+        active = inputs.clamp_(min=0) @ self.second.T > 0
+        passing = torch.stack(
+            [
+                (active & group).sum(dim=1) > LIVE_SHARE * group.sum()
+                for group in (self.up, self.down)
+            ],
+            dim=1,
+        )
+        return extended, cosines, passing
+
+    def _normal(self, cosines: Tensor) -> Tensor:
+        """Normal matrices (m, r, r) of the fits in which the units at their kink are left out."""
+        whole = self.scaled.T @ self.scaled
+        whole.diagonal().add_(RIDGE)
+        normal = whole.repeat(len(cosines), 1, 1)
+        for matrix, kink in zip(normal, cosines.abs() <= KINK, strict=True):
+            matrix -= self.scaled[kink].T @ self.scaled[kink]
+        return normal
+
+    def certify(self, images: Tensor, chunk: int = 64) -> Tensor:
+        """Relative residual of a candidate's pattern in the column space of the weights.
+
+        Parameters
+        ----------
+        images : (m, d)
+
+        Returns
+        -------
+        (m,) float32
+            Near 0 for a training image, whatever its dual variable is.
+        """
+        residuals = [torch.zeros(0)]
+        for part in images.split(chunk):
+            _, cosines, passing = self.patterns(part)
+            used = (cosines > KINK).double()
+            patterns = self.gains * used[:, :, None] * passing[:, None, :]  # (m, units, 2)
+            factor = torch.linalg.cholesky(self._normal(cosines))
+            mixed = self.scaled.T @ patterns  # (m, r, 2)
+            energy = patterns.mT @ patterns  # (m, 2, 2)
+            left = energy - mixed.mT @ torch.cholesky_solve(mixed, factor)
+            # An image that passes both groups has two dual factors: the best ratio of them is the
+            # smaller generalised eigenvalue of a 2 x 2 problem.
+            both = passing.all(dim=1)
+            scale = energy.diagonal(dim1=1, dim2=2)
+            single = (left.diagonal(dim1=1, dim2=2) / scale.clamp(min=1e-30)).where(
+                passing, torch.ones(())
+            )
+            value = single.min(dim=1).values
+            if bool(both.any()):
+                root = torch.linalg.cholesky(energy[both])
+                half = torch.linalg.solve_triangular(root, left[both], upper=False)
+                whole = torch.linalg.solve_triangular(root, half.mT, upper=False)
+                value[both] = torch.linalg.eigvalsh((whole + whole.mT) / 2)[:, 0]
+            residuals.append(value.clamp(min=0).sqrt().float())
+        return torch.cat(residuals)
+
+    def deflate(self, found: Tensor, iterations: int = 4) -> tuple[Tensor, Tensor]:
+        """Dual basis of known images, and the rows without what those images add to them.
+
+        For each image the nearest vector of the column space to its pattern is found, under the
+        condition that its dual reads 1 from the image itself and 0 from the other known ones. The
+        units' gains drift from the KKT point by about 1 %, alike for all images, so they are
+        estimated with it, in turns.
+
+        Parameters
+        ----------
+        found : (k, d)
+        iterations : int
+            Turns.
+
+        Returns
+        -------
+        duals : (k, r)
+            Reads the share of each image from coordinates z.
+        rows : (n_1, d + 1)
+        """
+        count = len(found)
+        if count == 0:
+            return self.basis.new_zeros(0, len(self.values)), self.rows
+        extended, cosines, passing = self.patterns(found)
+        coordinates = extended @ self.basis.T
+        used = cosines.abs() > KINK
+        on = (cosines > KINK).double()
+        normal = self._normal(cosines) + STRICT * coordinates.T @ coordinates
+        factor = torch.linalg.cholesky(normal)
+        unbiased = torch.cholesky_solve(STRICT * coordinates[:, :, None], factor)  # (k, r, 1)
+        drift = torch.ones_like(self.lengths)
+        for _ in range(iterations):
+            patterns = self.gains * (on * drift)[:, :, None] * passing[:, None, :]
+            mixed = self.scaled.T @ patterns
+            solved = torch.cholesky_solve(mixed, factor)
+            energy = patterns.mT @ patterns - mixed.mT @ solved
+            energy.diagonal(dim1=1, dim2=2).add_(1e-12 * energy.abs().amax(dim=(1, 2))[:, None])
+            # A group that the image does not pass has no factor: its row is 0, its pivot 1.
+            energy.diagonal(dim1=1, dim2=2).add_((~passing).double())
+            factors = torch.linalg.solve(energy, mixed.mT @ unbiased)
+            fitted = (solved @ factors + unbiased).squeeze(2)  # (k, r)
+            own = (fitted * coordinates).sum(dim=1, keepdim=True)
+            fitted, factors = fitted / own, factors / own[:, :, None]
+            wanted = (self.gains * on[:, :, None] * passing[:, None, :] @ factors).squeeze(2)
+            reached = fitted @ self.scaled.T
+            weight = used * on / (wanted.square() * used).sum(dim=1, keepdim=True).clamp(min=1e-30)
+            share = (weight * wanted.square()).sum(dim=0)
+            drift = (weight * reached * wanted).sum(dim=0) / share.clamp(min=1e-30)
+            votes = (used * on).sum(dim=0)
+            drift = (drift * votes + 3) / (votes + 3)  # few votes: stay near 1
+        # In units of the rows the fit's columns carry S_k / S_1, and reading 1 costs S_1.
+        taken = (self.columns * self.values) @ fitted.T @ extended
+        return fitted, self.rows - taken
+
+    def rigidity(self, images: Tensor, chunk: int = 64) -> tuple[Tensor, Tensor]:
+        """How firmly the pixels at the ends of their range hold an image in its place.
+
+        A point of the row space is a vertex of the polytope that the box of pixels cuts out of it
+        when no direction leaves all its tight pixels (at 0 or 1) as they are. A training image
+        has hundreds of them; a mixture of images can still move along their difference.
+
+        Parameters
+        ----------
+        images : (m, d)
+            In the row space and in the box.
+
+        Returns
+        -------
+        rigidity : (m,) float32
+            Smallest singular value of the tight pixels' rows; about 0 where the image can move.
+        directions : (m, d) float32
+            In which it moves most freely: a step in pixels.
+        """
+        pixels, ones = self.basis[:, :-1], self.basis[:, -1]
+        always = (FLOOR / self.spread**2).diag() + ONES * torch.outer(ones, ones)
+        smallest, directions = [torch.zeros(0)], [images[:0].float()]
+        for part in images.split(chunk):
+            normal = always.repeat(len(part), 1, 1)
+            for matrix, tight in zip(normal, (part < TIGHT) | (part > 1 - TIGHT), strict=True):
+                matrix += pixels[:, tight] @ pixels[:, tight].T
+            values, vectors = torch.linalg.eigh(normal)
+            smallest.append(values[:, 0].clamp(min=0).sqrt().float())
+            directions.append((vectors[:, :, 0] @ pixels).float())
+        return torch.cat(smallest), torch.cat(directions)
+
+    def objectives(self, found: Tensor, count: int, generator: torch.Generator) -> Tensor:
+        """Random directions that say nothing of the images found, to search the others along.
+
+        Differences of two units' rows, which weigh the images by how differently the two see
+        them, made orthogonal to the images found.
+
+        Parameters
+        ----------
+        found : (k, d)
+        count : int
+        generator : Generator
+
+        Returns
+        -------
+        (count, d) float32
+            Of mean absolute value 1.
+        """
+        units = torch.nn.functional.normalize((self.columns * self.values)[self.live])
+        first, second = torch.randint(len(units), (2, count), generator=generator)
+        directions = units[first] - units[second]
+        if len(found):
+            known, _ = torch.linalg.qr((self.extended(found) @ self.basis.T).T)
+            directions -= directions @ known @ known.T
+        pixels = (directions @ self.basis[:, :-1]).float()
+        return pixels / pixels.abs().mean(dim=1, keepdim=True).clamp(min=1e-12)
