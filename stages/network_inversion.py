@@ -20,7 +20,7 @@ from stages.command import Refusal
 from stages.pictures import COLOURS, mosaic, sheet
 
 TOLERANCE = 1e-6  # relative error of an output that counts as reached
-EQUAL, AT_MOST, AT_LEAST = 0, -1, 1
+EQUAL = 0  # the other relations are -1, at most, and 1, at least
 BATCH = 200
 PROBLEM = "network_inversion"
 HEADLINE = (
@@ -225,18 +225,23 @@ def pictures(runs: Mapping[str, Run], *, dataset: str) -> dict[str, Image.Image]
             if len(arrays["estimate"][0]) == 1:
                 affine.setdefault(str(arrays["network"]), {})[name] = run
         elif method == "hidden_unit":
-            found[name] = units_picture(*run, title=f"{dataset}, {name}")
+            title = f"{dataset}, units of {arrays['network']}"
+            found[name] = units_picture(*run, title=title)
         elif method == "lstm_gate":
-            found[name] = gate_picture(*run, title=f"{dataset}, {name}")
+            rows = "row" if settings["change"] == "row" else "rows from"
+            title = (
+                f"{dataset}: forget gate at most {settings['gate']:g} at {rows} {settings['row']}"
+            )
+            found[name] = gate_picture(*run, title=title)
         elif settings["goal"] == "nearest":
-            found[name] = nearest_picture(*run, title=f"{dataset}, {name}")
+            title = f"{dataset}: to another label with probability {settings['probability']:g}, "
+            found[name] = nearest_picture(*run, title=title + "and the distance")
         else:
             preferred[name] = run
     if preferred:
         found["preferred"] = preferred_picture(preferred, title=f"{dataset}: what a class wants")
-    for of_network in affine.values():
-        (first, *_) = of_network
-        found[first] = affine_chart(of_network)
+    for name, of_network in affine.items():
+        found[name] = affine_chart(of_network)
     return found
 
 
@@ -255,35 +260,43 @@ def change(values: NDArray[Any]) -> NDArray[Any]:
 def units_picture(
     network: nn.Module, arrays: Arrays, method: str, settings: Settings, *, title: str
 ) -> Image.Image:
-    """Units in rows; an image, and the answer to each task with the unit's sensitivity there."""
+    """Units in rows; the image that moved most to shut the unit down, and the answer to each task,
+    white where it is proved that there is none. Beside each the unit's sensitivity there, or once
+    at the end where it is the same everywhere: of a unit that is affine in the image."""
+    index = shown_units(arrays, settings)  # (units, tasks)
+    estimate = arrays["estimate"][index]
     gradient = sensitivity(
         network,
         torch.from_numpy(arrays["estimate"]),
         method=method,
         settings=settings,
         arrays=arrays,
-    ).numpy()
-    tasks = [*TASKS, *(f"= {level:g}" for level in settings["levels"])]
-    images = settings["images"]
-    estimate, start, shown_gradient, feasible = (
-        x.reshape(len(settings["units"]), len(tasks), images, *x.shape[1:])
-        for x in (arrays["estimate"], arrays["start"], signed(gradient), arrays["feasible"])
-    )
-    rows, columns = {}, ["image"]
-    for task in tasks:
-        columns += [task, "∂ unit"]
+    ).numpy()[index]
+    affine = bool(np.isclose(gradient, gradient[:, :1], rtol=1e-9, atol=1e-12).all())
+    estimate[arrays["feasible"][index] == 0] = 1
+    rows = {}
     for i, unit in enumerate(settings["units"]):
-        image = i % images  # another one in each row
-        cells = [start[i, 0, image]]
-        for j in range(len(tasks)):
-            # What cannot be is left white.
-            possible = feasible[i, j, image] != 0
-            blank = np.ones_like(cells[0])
-            cells += (
-                [estimate[i, j, image], shown_gradient[i, j, image]] if possible else [blank, blank]
-            )
+        cells = [arrays["start"][index[i, 0]]]
+        for found, slope in zip(estimate[i], signed(gradient[i]), strict=True):
+            cells += [found] if affine else [found, slope]
+        cells += [signed(gradient[i, :1])[0]] if affine else []
         rows[f"unit {unit}"] = np.stack(cells)
+    columns = ["image"]
+    for task in [*TASKS, *(f"= {level:g}" for level in settings["levels"])]:
+        columns += [task] if affine else [task, "gradient"]
+    columns += ["gradient"] if affine else []
     return sheet(rows, title=title, columns=columns, scale=3)
+
+
+def shown_units(arrays: Arrays, settings: Settings) -> NDArray[Any]:
+    """Positions (units, tasks) of the answers that are shown: for each unit the image that had to
+    change most to shut it down, which the unit therefore answers to."""
+    count = len(settings["units"]), len(TASKS) + len(settings["levels"]), settings["images"]
+    index = np.arange(math.prod(count)).reshape(count)
+    moved = np.abs(arrays["estimate"] - arrays["start"]).sum(axis=(1, 2)).reshape(count)
+    return np.stack(
+        [of_unit[:, i] for of_unit, i in zip(index, moved[:, 1].argmax(1), strict=True)]
+    )
 
 
 def nearest_picture(
@@ -298,7 +311,7 @@ def nearest_picture(
     """Images, the nearest image of another class, the difference, and the class's sensitivity."""
     strips = nearest_strips(network, arrays, method, settings, count=count)
     *rows, captions = strips
-    names = ("image", "nearest", "difference", "∂ class")
+    names = ("image", "nearest", "difference", "gradient")
     return sheet(dict(zip(names, rows, strict=True)), title=title, columns=captions, scale=3)
 
 
@@ -404,9 +417,11 @@ def affine_chart(runs: Mapping[str, Run]) -> Image.Image:
             colour = COLOURS[i % len(COLOURS)]
             level = wanted[i] if linear else math.log(wanted[i] / (1 - wanted[i]))
             axes.axhline((level - bias) / weight, color=colour, linestyle="dashed", linewidth=0.8)
-            axes.plot(path[:, i], color=colour, label=f"output {wanted[i]:g}")
+            axes.plot(path[:, i], color=colour)
+            label, end = f"output {wanted[i]:g}", len(path) - 1
+            answer = (level - bias) / weight
+            axes.text(end, answer, label, color=colour, ha="right", va="bottom", fontsize=8)
         axes.set(title=name, xlabel="step", ylabel="input")
-        axes.legend(frameon=False, fontsize=8)
     if linear:
         axes = grid[0, -1]
         _, arrays, _, settings = next(iter(runs.values()))
@@ -454,11 +469,9 @@ def tracked_pictures(run: Run, *, count: int) -> Iterator[tuple[str, int, Any]]:
             settings=settings,
             arrays=arrays,
         ).numpy()
-        # Of units one task each: the first image of four different ones.
-        index = np.arange(min(count, len(gradient)))
+        index = np.arange(min(count, len(gradient)))  # of units the tasks of the first
         if method == "hidden_unit":
-            tasks = 2 + len(settings["levels"])
-            index = np.arange(min(count, tasks)) * settings["images"]
+            index = shown_units(arrays, settings)[0, :count]
         start, estimate = arrays["start"][index], arrays["estimate"][index]
         yield (
             "inputs",

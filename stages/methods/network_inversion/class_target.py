@@ -13,7 +13,7 @@ from stages.methods.network_inversion._descent import ascend, nearest_by_planes
 from stages.methods.network_inversion._nearest import AT_LEAST, PROVED, UNKNOWN
 
 BATCH = 200  # images that go through a network together
-GREY = 0.5  # where the image that a class wants starts: no digit
+BLANK = 0.0  # where the image that a class wants starts: black, no digit
 ALMOST_FLAT = 1e-6  # rounds the corner of the total variation, whose slope jumps at 0
 
 
@@ -34,7 +34,7 @@ def reconstruct(
     - ``nearest``: to each image the nearest one in [0, 1]ⁿ whose class probability is at least the
       wanted one, by tangent planes of its log-odds (see `_descent.nearest_by_planes`): a local
       optimum, so that the true distance is at most this one;
-    - ``preferred``: the image that the class "wants", by Adam from grey on the log-odds less
+    - ``preferred``: the image that the class "wants", by Adam from black on the log-odds less
       `prior` times the total variation, the sum of |differences of neighbouring pixels|.
 
     Parameters
@@ -76,7 +76,7 @@ def reconstruct(
     if goal == "nearest":
         chosen = observed[:images].double().flatten(1)
     else:
-        chosen = torch.full((1, shape.numel()), GREY, dtype=torch.float64)
+        chosen = torch.full((1, shape.numel()), BLANK, dtype=torch.float64)
     start = chosen.repeat_interleave(classes, dim=0)  # (B, n)
     label = torch.arange(classes).repeat(len(chosen))
 
