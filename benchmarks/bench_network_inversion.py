@@ -16,9 +16,9 @@ from stages.methods.network_inversion._nearest import AT_LEAST, AT_MOST, box_ran
 from stages.networks import regression
 
 TARGETS = 1000
-ALONE = 40  # targets done one at a time; their rate stands for all
+ALONE = 20  # targets done one at a time; their rate stands for all
 STEPS = 200
-ROUNDS = 5
+ROUNDS = 3
 PROBLEMS = 1000  # small random ones, whose feasibility linear programming decides
 
 
