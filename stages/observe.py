@@ -5,6 +5,7 @@ import numpy as np
 from stages.artifacts import dataset_of, observed_path, read_split, split_path, write_arrays
 from stages.command import Refusal, run
 
+STARTS = 1000  # test images that an input may start from
 PUBLIC = 2000  # public images for the attacks that may use some, and for the controls
 
 
@@ -24,7 +25,21 @@ def training_data() -> None:
     )
 
 
-PROBLEMS = {"autoencoding": autoencoding, "training_data": training_data}
+def network_inversion() -> None:
+    """Test images to start from, without their labels; what is wanted is a setting of each run."""
+    images, _ = read_split("test")
+    dataset = np.array(dataset_of(split_path("test")))
+    write_arrays(
+        observed_path("network_inversion"),
+        {"observed": images[:STARTS].numpy(), "dataset": dataset},
+    )
+
+
+PROBLEMS = {
+    "autoencoding": autoencoding,
+    "network_inversion": network_inversion,
+    "training_data": training_data,
+}
 
 
 def main(name: str) -> None:

@@ -11,11 +11,13 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from stages import identification
+from stages import identification, network_inversion
 from stages.artifacts import (
     BASELINES,
     DATASET,
+    checkpoint_path,
     history_path,
+    load_checkpoint,
     metrics_path,
     observed_path,
     read_arrays,
@@ -438,6 +440,28 @@ def report_training_data(runs: Mapping[str, Scores], params: Params, *, dataset:
     return parts
 
 
+def report_network_inversion(
+    runs: Mapping[str, Scores], params: Params, *, dataset: str
+) -> list[str]:
+    """Draw the inputs that were found, list the scores; give the parts of the table's text."""
+    shown: dict[str, network_inversion.Run] = {}
+    for name, scores in runs.items():
+        network, _ = load_checkpoint(checkpoint_path(scores["network"]))
+        arrays = read_arrays(reconstruction_path(name))
+        entry = params.runs[name]
+        short = name.removeprefix("network_inversion-")
+        shown[short] = network, arrays, entry.method, entry.settings
+    for name, picture in network_inversion.pictures(shown, dataset=dataset).items():
+        write_picture(FOLDER / f"network_inversion_{name}.png", picture)
+    return [
+        "### Network inversion: inputs for wanted outputs",
+        "Outputs are computed again from the input, in float64. Reached: within 1e-6 of the wanted "
+        "value, relative to it, as a share of the targets that are not proved infeasible. "
+        "Distance: Euclidean, from the start, of reached targets.",
+        markdown(*network_inversion.table_rows(runs)),
+    ]
+
+
 def main() -> None:
     """Write the tables, curves and pictures of all runs to metrics/report/."""
     params = load()
@@ -461,6 +485,8 @@ def main() -> None:
         parts += report_imputation(runs, truth, dataset=dataset)
     if runs := of("training_data"):
         parts += report_training_data(runs, params, dataset=dataset)
+    if runs := of("network_inversion"):
+        parts += report_network_inversion(runs, params, dataset=dataset)
     write_rows(FOLDER / "training.csv", training_rows(params))
     write_text(TABLE, "\n\n".join(parts) + "\n")
     print("\n\n".join(parts))

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stages import identification, quality
+from stages import identification, network_inversion, quality
 from stages.artifacts import (
     BASELINES,
     checkpoint_path,
@@ -322,9 +322,21 @@ def of_training_data(
     return {"n": len(truth.images), "training_seconds": seconds, **scores}, headline
 
 
+def of_network_inversion(
+    name: str, arrays: Arrays, params: Params, means: Means
+) -> tuple[Scores, Scores]:
+    """Scores of inputs against the outputs that were wanted of them, and their headline."""
+    entry = params.runs[name]
+    network, _ = load_checkpoint(checkpoint_path(entry.network))
+    return network_inversion.score(
+        network, arrays, method=entry.method, settings=entry.settings, means=means
+    )
+
+
 PROBLEMS = {
     "autoencoding": of_autoencoding,
     "imputation": of_imputation,
+    "network_inversion": of_network_inversion,
     "training_data": of_training_data,
 }
 

@@ -25,7 +25,7 @@ import yaml
 from filelock import FileLock
 from tqdm import tqdm
 
-from stages import identification
+from stages import identification, network_inversion
 from stages.artifacts import (
     DATASET,
     checkpoint_path,
@@ -42,6 +42,7 @@ from stages.artifacts import (
 from stages.command import Refusal, run
 from stages.networks.gaussian import Network as Gaussian
 from stages.networks.margin import Network as Margin
+from stages.networks.regression import Network as Regression
 from stages.pictures import COLOURS, completed, mosaic, scale_of, split_rows
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -270,8 +271,8 @@ def publish_network(
     log_dataset(client, run_id, dataset)
     client.log_artifact(run_id, str(checkpoint_path(name)), "checkpoint")
     client.log_artifact(run_id, str(history_path(name)), "checkpoint")
-    if isinstance(network, Gaussian):
-        return  # a table of moments: it maps no image to anything
+    if isinstance(network, Gaussian | Regression):
+        return  # a table of moments, or a line: it maps no image to anything
     images = read_split("validation")[0][:SHOWN]
     if isinstance(network, Margin):
         client.log_image(run_id, first_layer_picture(network), key="first_layer", step=0)
@@ -360,6 +361,12 @@ def publish_reconstruction(
             read_split("train"), training, where=f"networks.{network}.training"
         )
         pictures = training_data_pictures(arrays, originals, threshold=scores["threshold"])
+    elif scores["problem"] == network_inversion.PROBLEM:
+        settings = stage["params"]["params.yaml"][f"runs.{name}"]["settings"]
+        trained, _ = load_checkpoint(checkpoint_path(network))
+        pictures = network_inversion.tracked_pictures(
+            (trained, arrays, scores["method"], settings), count=SHOWN
+        )
     else:
         truth = read_split("test")[0][:SHOWN].numpy()
         pictures = reconstruction_pictures(arrays, observations, truth)

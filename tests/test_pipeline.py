@@ -114,6 +114,9 @@ def test_metrics_hold_what_the_contract_says(finished: Path) -> None:
         assert common | {"identified", "null_identified", "threshold", "matched"} <= set(scores)
         assert scores["n"] == 8 and scores["candidates"] in candidates
         assert scores["identified_low"] <= scores["identified"] <= scores["identified_high"]
+    scores = json.loads((finished / "metrics/network_inversion-linear.json").read_text())
+    assert common | {"relative_error_max", "infeasible"} <= set(scores)
+    assert scores["n"] == scores["feasible"] == 4 and scores["reached"] == 1
 
 
 def test_scores_are_what_the_files_give(finished: Path) -> None:
@@ -182,7 +185,7 @@ def test_only_what_depends_on_a_change_runs_and_back_comes_from_the_cache(
 
 def test_one_run_for_each_network_and_reconstruction(finished: Path) -> None:
     runs = {run["name"]: run for run in runs_of(finished)}
-    networks = {"gaussian", "classifier", "ffnn", "margin"}
+    networks = {"gaussian", "classifier", "ffnn", "margin", "linear"}
     assert set(runs) == networks | {"ffnn", "mean", "known", "sparse_span", "kkt"}
     everything = runs_of(finished)
     assert len(everything) == ALL and all(run["status"] == "FINISHED" for run in everything)

@@ -1,0 +1,1 @@
+"""Inputs that give a wanted output: one file for each task."""

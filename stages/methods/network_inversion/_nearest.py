@@ -1,0 +1,109 @@
+"""Nearest points of planes, half-spaces and their intersections with the box [0, 1]ⁿ: exact."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+EQUAL, AT_MOST, AT_LEAST = 0, -1, 1  # what an output has to be, of the wanted value
+PROVED, DISPROVED, UNKNOWN = 1, 0, -1  # whether some input gives it
+LARGEST = 1e150  # of a multiplier: its product with any weight is finite
+
+
+class Nearest(NamedTuple):
+    """What was asked for, where it exists.
+
+    Attributes
+    ----------
+    point : (B, n)
+        The nearest points; the start where there is none.
+    feasible : (B,) bool
+        Whether there is one.
+    """
+
+    point: Tensor
+    feasible: Tensor
+
+
+def box_range(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """Smallest and largest w·x + b over the box [0, 1]ⁿ: (B, n) and (B,) to (B,) each."""
+    return weight.clamp(max=0).sum(dim=1) + bias, weight.clamp(min=0).sum(dim=1) + bias
+
+
+def violation(value: Tensor, wanted: Tensor, relation: Tensor) -> Tensor:
+    """How far outputs are from what they have to be, 0 where they may stay: (B,) each."""
+    excess = value - wanted
+    return torch.where(
+        relation == EQUAL, excess.abs(), torch.where(relation == AT_MOST, excess, -excess)
+    ).clamp(min=0)
+
+
+def nearest(
+    start: Tensor, weight: Tensor, bias: Tensor, *, wanted: Tensor, relation: Tensor, box: bool
+) -> Nearest:
+    """The point nearest to x₀ among {x : w·x + b = v}, {… <= v} or {… >= v}, all rows at once.
+
+    Without the box it is x₀ + λ w with λ = (v − b − w·x₀) / |w|². In the box it is
+    x(λ) = clip(x₀ + λ w, 0, 1) by the conditions of Karush, Kuhn and Tucker, and w·x(λ) is
+    non-decreasing and piecewise linear in λ: a binary search over its 2n breakpoints finds the
+    piece, and on it the point follows by interpolation. No iteration, no tolerance.
+
+    There is such a point in the box if and only if v lies in the range of w·x + b over the box,
+    which is known exactly (`box_range`), up to the rounding of that sum.
+
+    Parameters
+    ----------
+    start, weight : (B, n) float64
+    bias, wanted : (B,) float64
+    relation : (B,) int
+        `EQUAL`, `AT_MOST` or `AT_LEAST`.
+    box : bool
+        Whether x has to lie in [0, 1]ⁿ; the start need not.
+    """
+    origin = start.clamp(0, 1) if box else start
+    at_origin = (weight * origin).sum(dim=1) + bias
+    stays = violation(at_origin, wanted, relation) == 0
+    if not box:
+        square = weight.square().sum(dim=1)
+        safe = torch.where(square > 0, square, 1)
+        point = origin + ((wanted - at_origin) / safe)[:, None] * weight
+        # Once more: rounding in the first step was relative to where the start lies.
+        rest = wanted - (weight * point).sum(dim=1) - bias
+        point = point + (rest / safe)[:, None] * weight
+        feasible = stays | (square > 0)
+    else:
+        low, high = box_range(weight, bias)
+        rounding = torch.finfo(weight.dtype).eps * (weight.abs().sum(dim=1) + bias.abs())
+        rounding = rounding * weight.shape[1] ** 0.5
+        feasible = stays | (
+            ((relation == AT_LEAST) | (wanted >= low - rounding))
+            & ((relation == AT_MOST) | (wanted <= high + rounding))
+        )
+        point = _on_plane_in_box(start, weight, wanted - bias)
+    point = torch.where(stays[:, None], origin, point)
+    return Nearest(torch.where(feasible[:, None], point, start), feasible)
+
+
+def _on_plane_in_box(start: Tensor, weight: Tensor, wanted: Tensor) -> Tensor:
+    """clip(x₀ + λ w, 0, 1) with w·x = v, (B, n); the nearer corner where v is out of reach."""
+    moves = weight != 0
+    safe = torch.where(moves, weight, 1)
+    ends = torch.stack([-start / safe, (1 - start) / safe])
+    ends = torch.where(moves, ends, 0).clamp(-LARGEST, LARGEST)
+    breaks = ends.transpose(0, 1).flatten(1).sort(dim=1).values  # (B, 2n)
+
+    def at(position: Tensor) -> tuple[Tensor, Tensor]:
+        """The point and its w·x at a breakpoint: (B,) to (B, n) and (B,)."""
+        multiplier = breaks.gather(1, position[:, None])
+        point = torch.addcmul(start, multiplier, weight).clamp_(0, 1)
+        return point, (weight * point).sum(dim=1)
+
+    first = torch.zeros(len(start), dtype=torch.int64)
+    last = torch.full_like(first, breaks.shape[1] - 1)
+    for _ in range(int(breaks.shape[1]).bit_length()):
+        middle = (first + last) // 2
+        below = at(middle)[1] <= wanted
+        first, last = torch.where(below, middle, first), torch.where(below, last, middle)
+    (low, at_low), (high, at_high) = at(first), at(last)
+    share = ((wanted - at_low) / torch.where(at_high > at_low, at_high - at_low, 1)).clamp(0, 1)
+    return torch.lerp(low, high, share[:, None])
