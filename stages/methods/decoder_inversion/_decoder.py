@@ -10,6 +10,10 @@ from stages.command import Refusal
 Precision = Literal["float32", "float64"]
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 SIDE = 28
+FACTORED = 16  # images whose normal equations are factored together
+RIDGE = 100  # steps of the factorisation's precision, times the mean diagonal
+SOLVED = 100  # steps of the wanted precision, times the norm of the right side
+REFINEMENTS = 12  # steps of conjugate gradients
 
 
 class Problem(NamedTuple):
@@ -90,3 +94,104 @@ def jacobian(weights: list[Tensor], codes: Tensor) -> tuple[Tensor, Tensor]:
         slopes = (slopes.flatten(0, 1) @ weight.T).unflatten(0, (batch, size))
         slopes = slopes.mul_(slope.unsqueeze(1))
     return values, slopes
+
+
+def inside(values: Tensor, *, clamp: float, lowest: float) -> Tensor:
+    """Clamp to [lowest + c, 1 − c]; for c = 0 to the nearest numbers inside (lowest, 1).
+
+    The logit or the inverse tanh of the result is finite.
+    """
+    numbers = torch.finfo(values.dtype)
+    above = numbers.tiny if lowest == 0 else lowest + numbers.eps / 2
+    return values.clamp(max(lowest + clamp, above), min(1 - clamp, 1 - numbers.eps / 2))
+
+
+def reproduced(pixels: Tensor, images: Tensor) -> Tensor:
+    """Whether decoded pixels (B, P) are the images (B, P) within what these were rounded to.
+
+    An image of multiples of 1/255 may differ by one such step, one of float32 numbers by 2⁻¹⁷ (64
+    of its steps below 1, since every layer rounds), any other by 2⁻²⁶, half of float64's digits.
+    """
+    levels = images.double() * 255
+    eight_bit = ((levels - levels.round()).abs() < 1e-4).all(dim=1)
+    single = (images.float().to(images.dtype) == images).all(dim=1)
+    step = torch.where(eight_bit, 1 / 255, torch.where(single, 2.0**-17, 2.0**-26))
+    return (pixels - images).abs().amax(dim=1) <= step
+
+
+def mean_square(pixels: Tensor, images: Tensor) -> Tensor:
+    """Mean squared difference of decoded pixels (B, P) and images (B, P): (B,) float64."""
+    return (pixels - images).square().mean(dim=1).double()
+
+
+def weighted_solutions(weight: Tensor, wanted: Tensor, rows: Tensor | None) -> Tensor:
+    """argmin_h ‖diag(rows) (W h − wanted)‖ for each image.
+
+    Parameters
+    ----------
+    weight : (m, n)
+        W; m at least n.
+    wanted : (B, m)
+    rows : (B, m) or None
+        Weights; None weighs all rows alike, so that one factorisation serves all images.
+
+    Returns
+    -------
+    (B, n)
+    """
+    if rows is None:
+        return torch.linalg.lstsq(weight, wanted.T).solution.T
+    parts = zip(wanted.split(FACTORED), rows.split(FACTORED), strict=True)
+    return torch.cat([_weighted(weight, *part) for part in parts])
+
+
+def _weighted(weight: Tensor, wanted: Tensor, rows: Tensor) -> Tensor:
+    """`weighted_solutions` of a few images, by their normal equations.
+
+    Conjugate gradients in the wanted precision, with a factorisation of the equations as
+    preconditioner: in float32, which is fast, and where that fails or is too coarse in float64.
+    """
+    squares = rows.square()
+    target = (wanted * squares) @ weight  # (c, n)
+    solution, solved = _conjugate_gradients(weight, squares, target, factored=torch.float32)
+    left = ~solved
+    if bool(left.any()):
+        solution[left], _ = _conjugate_gradients(
+            weight, squares[left], target[left], factored=torch.float64
+        )
+    return solution
+
+
+def _conjugate_gradients(
+    weight: Tensor, squares: Tensor, target: Tensor, *, factored: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Solve Wᵀ diag(squares) W h = target; give h (c, n) and whether it is solved (c,)."""
+    scaled = weight.to(factored) * squares.to(factored).sqrt().unsqueeze(2)  # (c, m, n)
+    gram = scaled.transpose(1, 2) @ scaled
+    diagonal = gram.diagonal(dim1=1, dim2=2)
+    # What rows without weight leave undetermined stays near 0.
+    numbers = torch.finfo(factored)
+    diagonal += RIDGE * numbers.eps * diagonal.mean(dim=1, keepdim=True) + numbers.tiny
+    factor, failed = torch.linalg.cholesky_ex(gram)
+    factor[failed > 0] = torch.eye(factor.shape[-1], dtype=factored)
+
+    def preconditioned(residual: Tensor) -> Tensor:
+        answer = torch.cholesky_solve(residual.to(factored).unsqueeze(2), factor).squeeze(2)
+        return answer.to(residual.dtype)
+
+    def quotient(above: Tensor, below: Tensor) -> Tensor:
+        return torch.where(below > 0, above / below, 0.0)
+
+    h, residual = torch.zeros_like(target), target
+    direction = step = preconditioned(residual)
+    product = (residual * step).sum(dim=1, keepdim=True)
+    for _ in range(REFINEMENTS):
+        image = direction @ weight.T
+        length = quotient(product, (image.square() * squares).sum(dim=1, keepdim=True))
+        h = h + length * direction
+        residual = residual - length * ((image * squares) @ weight)
+        step = preconditioned(residual)
+        former, product = product, (residual * step).sum(dim=1, keepdim=True)
+        direction = step + quotient(product, former) * direction
+    bound = SOLVED * torch.finfo(target.dtype).eps * target.norm(dim=1)
+    return h, (failed == 0) & (residual.norm(dim=1) <= bound)
