@@ -25,7 +25,7 @@ import yaml
 from filelock import FileLock
 from tqdm import tqdm
 
-from stages import identification
+from stages import decoder_inversion, identification
 from stages.artifacts import (
     DATASET,
     checkpoint_path,
@@ -343,8 +343,10 @@ def publish_reconstruction(
     observations = {} if attacked else read_arrays(observed_path(scores["problem"]))
     if "loss" in arrays:
         total = len(arrays["loss"])
-        masks = observations["masks"].tolist() if "masks" in observations else []
-        groups = [f"{mask}/" for mask in masks] or [""]
+        names = next(
+            (observations[k].tolist() for k in ("masks", "groups") if k in observations), []
+        )
+        groups = [f"{group}/" for group in names] or [""]
         metrics += [
             metric(f"{group}loss", value, at=started + seconds * (step + 1) / total, step=step)
             for step in sorted({*range(0, total, -(-total // SHOWN_LOSSES) or 1), total - 1})
@@ -360,6 +362,9 @@ def publish_reconstruction(
             read_split("train"), training, where=f"networks.{network}.training"
         )
         pictures = training_data_pictures(arrays, originals, threshold=scores["threshold"])
+    elif scores["problem"] == "decoder_inversion":
+        decoder = load_checkpoint(checkpoint_path(network))[0].double()
+        pictures = decoder_inversion.pictures(arrays, observations, decoder)
     else:
         truth = read_split("test")[0][:SHOWN].numpy()
         pictures = reconstruction_pictures(arrays, observations, truth)

@@ -102,9 +102,7 @@ class Network(nn.Module):
         """Per-image measures in nats, each (B,): the negative evidence lower bound, whatever the
         weighting of the loss, which chooses the best epoch; and its two terms."""
         generator = torch.Generator().manual_seed(EVALUATION_SEED)
-        noise = torch.randn(
-            len(images), self.code_size, generator=generator, dtype=images.dtype
-        )
+        noise = torch.randn(len(images), self.code_size, generator=generator, dtype=images.dtype)
         entropy, divergence = self.terms(images, noise)
         return {
             "negative_elbo": entropy + divergence,
