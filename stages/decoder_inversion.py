@@ -41,7 +41,7 @@ def checked(arrays: Arrays, observations: Arrays, codes: Tensor, network: nn.Mod
     """
     if not hasattr(network, "decoder_weights"):
         raise Refusal("this network has no decoder to invert; its architecture should be vae")
-    size = network.code_size
+    size: Any = network.code_size
     if codes.shape[1] != size:
         raise Refusal(
             f"the true codes have {codes.shape[1]} values, those of the network {size}; "

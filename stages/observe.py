@@ -1,6 +1,7 @@
 """Make the observations of the problems whose observation is not a masked image."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -52,7 +53,8 @@ def decoder_inversion() -> None:
     images = read_split("test")[0][:count].double()
     if not hasattr(single, "decoder_weights"):
         raise Refusal("networks.vae.architecture: no decoder there; vae is expected")
-    size = (len(images), int(single.code_size))
+    code_size: Any = single.code_size
+    size = (len(images), code_size)
     drawn = np.random.default_rng([params.data.seed, DRAW]).standard_normal(size)
     codes = torch.from_numpy(drawn.astype(np.float32))
     exact = double.double().decode(codes.double())  # type: ignore[operator]

@@ -23,7 +23,7 @@ from stages.params import load
 OPTIMA = Path("data/optima.npz")
 NETWORK = "vae"
 PENALTIES = (0.0, 0.002)  # λ that runs use; of another, nothing is known
-SHARE = 0.06  # of the images
+SHARE = 0.05  # of the images
 STARTS = 45
 BANK = 10000
 ITERATIONS = 60

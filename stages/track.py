@@ -343,10 +343,8 @@ def publish_reconstruction(
     observations = {} if attacked else read_arrays(observed_path(scores["problem"]))
     if "loss" in arrays:
         total = len(arrays["loss"])
-        names = next(
-            (observations[k].tolist() for k in ("masks", "groups") if k in observations), []
-        )
-        groups = [f"{group}/" for group in names] or [""]
+        names = [key for key in ("masks", "groups") if key in observations]
+        groups = [f"{group}/" for key in names for group in observations[key].tolist()] or [""]
         metrics += [
             metric(f"{group}loss", value, at=started + seconds * (step + 1) / total, step=step)
             for step in sorted({*range(0, total, -(-total // SHOWN_LOSSES) or 1), total - 1})

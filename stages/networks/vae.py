@@ -8,6 +8,8 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from stages.command import Refusal
+
 PIXELS = 28 * 28
 EVALUATION_SEED = 0  # the same noise in every epoch, so that epochs are compared on equal terms
 
@@ -34,6 +36,11 @@ class Network(nn.Module):
         for "elbo", so that 1 is the evidence lower bound (Kingma & Welling 2014, arXiv 1312.6114);
         w P/d for "averaged", since P (R/P + w D/d) = R + (w P/d) D. With w = 0.1 that is 4.9 for
         d = 16 and 2.45 for d = 32, which presses most of the image out of the code.
+
+    Raises
+    ------
+    Refusal
+        When a layer of the decoder would have more columns than rows.
     """
 
     def __init__(
@@ -46,9 +53,9 @@ class Network(nn.Module):
     ) -> None:
         super().__init__()
         if any(later > earlier for earlier, later in pairwise([*widths, code_size])):
-            raise ValueError(
-                f"widths {widths} and code_size {code_size} increase somewhere: a decoder's layer "
-                "would have more columns than rows, and no inverse"
+            raise Refusal(
+                f"arguments: widths {widths} and code_size {code_size} increase somewhere: a layer "
+                "of the decoder would have more columns than rows, and no inverse"
             )
         self.code_size = code_size
         self.weighting = weighting

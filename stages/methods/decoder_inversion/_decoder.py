@@ -68,8 +68,8 @@ def jacobian(weights: list[Tensor], codes: Tensor) -> tuple[Tensor, Tensor]:
     """Pixels and their derivatives, layer by layer.
 
     With h_l = tanh(W_l h_{l-1}), ∂h_l/∂z = diag(1 − h_l²) W_l ∂h_{l-1}/∂z, and y (1 − y), the slope
-    of σ, in the place of 1 − h² for the last layer. Kept transposed, so that each layer of all images and all
-    derivatives is one matrix product.
+    of σ, in the place of 1 − h² for the last layer. Kept transposed, so that each layer of all
+    images and all derivatives is one matrix product.
 
     Parameters
     ----------
@@ -139,7 +139,8 @@ def weighted_solutions(weight: Tensor, wanted: Tensor, rows: Tensor | None) -> T
     (B, n)
     """
     if rows is None:
-        return torch.linalg.lstsq(weight, wanted.T).solution.T
+        orthogonal, triangular = torch.linalg.qr(weight)
+        return torch.linalg.solve_triangular(triangular, orthogonal.T @ wanted.T, upper=True).T
     parts = zip(wanted.split(FACTORED), rows.split(FACTORED), strict=True)
     return torch.cat([_weighted(weight, *part) for part in parts])
 

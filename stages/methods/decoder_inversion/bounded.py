@@ -14,6 +14,7 @@ from stages.methods.decoder_inversion._decoder import (
     mean_square,
     problem_of,
     reproduced,
+    weighted_solutions,
 )
 
 RELAXATION = 1.6
@@ -63,7 +64,7 @@ def reconstruct(
     for weight in reversed(hidden):
         h = box_solutions(weight, wanted, bound=1 - hidden_clamp, iterations=iterations)
         wanted = h.atanh()
-    codes = torch.linalg.lstsq(first, wanted.T).solution.T
+    codes = weighted_solutions(first, wanted, None)
     pixels = decode(matrices, codes)
     return {
         "estimate": codes.double(),
