@@ -52,7 +52,11 @@ def main() -> None:
             tolerance=TOLERANCE,
         )
         best.append(fit.objective.unflatten(0, (-1, STARTS)).amin(dim=1))
-    arrays = {"penalties": np.array(PENALTIES), "objective": torch.stack(best).numpy()}
+    arrays = {
+        "penalties": np.array(PENALTIES),
+        "objective": torch.stack(best).numpy(),
+        "dataset": observations["dataset"],
+    }
     write_arrays(OPTIMA, arrays)
     print(f"optima: {count} images from {STARTS} starts, {ITERATIONS} iterations each")
 
