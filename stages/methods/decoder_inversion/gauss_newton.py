@@ -62,9 +62,10 @@ def reconstruct(
 
     The starts of an image are the layerwise inverse, the encoder's mean, zero, and the nearest of
     a bank of decoded codes drawn from the prior. The first round goes on from the start whose
-    output is nearest to the image. Where the image is not reproduced within its rounding, all
-    starts are followed for a few iterations in float32, and further rounds go on from the best of
-    those; the best objective of all rounds counts. All else is in float64.
+    output is nearest to the image. Where that runs out of iterations, or the image is not
+    reproduced within its rounding, all starts are followed for a few iterations in float32, and
+    further rounds go on from the best of those; the best objective of all rounds counts. All else
+    is in float64.
 
     Without a penalty the objective of an image that no code produces mostly has no minimum: it
     falls as some values of the code grow without bound. With one, ‖z‖ ≤ ‖G(0) − x‖ / √λ for every
@@ -114,7 +115,8 @@ def reconstruct(
     callback(1, best.objective, best.codes)
     left, screened = every, None
     for number in range(2, rounds + 1):
-        kept = ~reproduced(decode(weights, best.codes[left]), images[left])
+        solved = reproduced(decode(weights, best.codes[left]), images[left])
+        kept = ~(solved & best.converged[left])
         left = left[kept]
         if not len(left):
             break
