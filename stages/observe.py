@@ -1,11 +1,26 @@
 """Make the observations of the problems whose observation is not a masked image."""
 
-import numpy as np
+from pathlib import Path
+from typing import Any
 
-from stages.artifacts import dataset_of, observed_path, read_split, split_path, write_arrays
+import numpy as np
+import torch
+
+from stages.artifacts import (
+    checkpoint_path,
+    dataset_of,
+    load_checkpoint,
+    observed_path,
+    read_split,
+    split_path,
+    write_arrays,
+)
 from stages.command import Refusal, run
+from stages.params import load
 
 STARTS = 1000  # test images that an input may start from
+CODES = Path("data/codes.npz")  # the truth of decoder_inversion: only the stage score opens it
+DRAW = 20  # sets the draw of the codes apart from the starts that a method draws with the same seed
 PUBLIC = 2000  # public images for the attacks that may use some, and for the controls
 
 
@@ -35,8 +50,41 @@ def network_inversion() -> None:
     )
 
 
+@torch.no_grad()
+def decoder_inversion() -> None:
+    """Outputs of the decoder in three precisions, and as many test images that no code produced.
+
+    The codes are drawn from the prior and rounded to float32, so that all precisions start from
+    the same; they go into a file of their own.
+    """
+    params = load()
+    path = checkpoint_path("vae")
+    (single, header), (double, _) = load_checkpoint(path), load_checkpoint(path)
+    count = params.masks.images
+    images = read_split("test")[0][:count].double()
+    if not hasattr(single, "decoder_weights"):
+        raise Refusal("networks.vae.architecture: no decoder there; vae is expected")
+    code_size: Any = single.code_size
+    size = (len(images), code_size)
+    drawn = np.random.default_rng([params.data.seed, DRAW]).standard_normal(size)
+    codes = torch.from_numpy(drawn.astype(np.float32))
+    exact = double.double().decode(codes.double())  # type: ignore[operator]
+    groups = {
+        "on_range_float64": exact,
+        "on_range_float32": single.decode(codes).double(),  # type: ignore[operator]
+        "on_range_uint8": (exact * 255).round() / 255,
+        "off_range": images,
+    }
+    dataset = np.array(header["dataset"])
+    observed = {"observed": torch.stack(list(groups.values())).numpy(), "groups": list(groups)}
+    arrays = {key: np.array(value) for key, value in observed.items()}
+    write_arrays(observed_path("decoder_inversion"), {**arrays, "dataset": dataset})
+    write_arrays(CODES, {"codes": codes.numpy(), "dataset": dataset})
+
+
 PROBLEMS = {
     "autoencoding": autoencoding,
+    "decoder_inversion": decoder_inversion,
     "network_inversion": network_inversion,
     "training_data": training_data,
 }

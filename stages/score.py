@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stages import identification, network_inversion, quality
+from stages import decoder_inversion, identification, network_inversion, quality
 from stages.artifacts import (
     BASELINES,
     checkpoint_path,
@@ -30,6 +31,7 @@ from stages.params import Params, load
 
 CLASSIFIER_BATCH = 1000
 THRESHOLDS = ("0.90", "0.95", "0.99")  # of the correlation with a training image
+CODES, OPTIMA = Path("data/codes.npz"), Path("data/optima.npz")  # of decoder_inversion
 RANKS = (50, 100, 150)  # how many candidates, by the attack's own ranking, precision looks at
 
 Means = Callable[[dict[str, Tensor]], dict[str, float]]
@@ -333,11 +335,48 @@ def of_network_inversion(
     )
 
 
+def of_decoder_inversion(
+    name: str, arrays: Arrays, params: Params, means: Means
+) -> tuple[Scores, Scores]:
+    """Scores of codes by group of images, and their headline."""
+    entry = params.runs[name]
+    network, _ = load_checkpoint(checkpoint_path(entry.network))
+    test, _ = read_split("test")
+    codes = torch.from_numpy(read_arrays(CODES)["codes"]).double()
+    observations = read_arrays(observed_path("decoder_inversion"))
+    elbo = {"test_negative_elbo": decoder_inversion.negative_elbo(network, test)}
+    network.double()
+    estimate = decoder_inversion.checked(arrays, observations, codes, network)
+    scores = decoder_inversion.score(
+        estimate,
+        observations=observations,
+        codes=codes,
+        optima=read_arrays(OPTIMA),
+        penalty=entry.settings.get("penalty", 0.0),
+        network=network,
+        means=means,
+    )
+    headline = {
+        f"code_error_{kind}": scores["on_range_float64"][f"code_error_{kind}"]
+        for kind in ("median", "max")
+    }
+    headline |= {"solved": scores["on_range_float64"]["solved"]}
+    headline |= {key: scores["off_range"][key] for key in ("mse", "mse_over_encoder")}
+    seconds = read_json(timing_path(name))["seconds"]
+    rest = {
+        "code_size": codes.shape[1],
+        "certificate": decoder_inversion.certificate(network, codes),
+        "seconds_per_1000": 1000 * seconds / estimate[..., 0].numel(),
+    }
+    return {"n": len(codes), **elbo, **rest, **scores}, headline
+
+
 PROBLEMS = {
     "autoencoding": of_autoencoding,
     "imputation": of_imputation,
     "network_inversion": of_network_inversion,
     "training_data": of_training_data,
+    "decoder_inversion": of_decoder_inversion,
 }
 
 

@@ -25,7 +25,7 @@ import yaml
 from filelock import FileLock
 from tqdm import tqdm
 
-from stages import identification, network_inversion
+from stages import decoder_inversion, identification, network_inversion
 from stages.artifacts import (
     DATASET,
     checkpoint_path,
@@ -344,8 +344,8 @@ def publish_reconstruction(
     observations = {} if attacked else read_arrays(observed_path(scores["problem"]))
     if "loss" in arrays:
         total = len(arrays["loss"])
-        masks = observations["masks"].tolist() if "masks" in observations else []
-        groups = [f"{mask}/" for mask in masks] or [""]
+        names = [key for key in ("masks", "groups") if key in observations]
+        groups = [f"{group}/" for key in names for group in observations[key].tolist()] or [""]
         metrics += [
             metric(f"{group}loss", value, at=started + seconds * (step + 1) / total, step=step)
             for step in sorted({*range(0, total, -(-total // SHOWN_LOSSES) or 1), total - 1})
@@ -367,6 +367,9 @@ def publish_reconstruction(
         pictures = network_inversion.tracked_pictures(
             (trained, arrays, scores["method"], settings), count=SHOWN
         )
+    elif scores["problem"] == "decoder_inversion":
+        decoder = load_checkpoint(checkpoint_path(network))[0].double()
+        pictures = decoder_inversion.pictures(arrays, observations, decoder)
     else:
         truth = read_split("test")[0][:SHOWN].numpy()
         pictures = reconstruction_pictures(arrays, observations, truth)

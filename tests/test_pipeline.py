@@ -185,8 +185,8 @@ def test_only_what_depends_on_a_change_runs_and_back_comes_from_the_cache(
 
 def test_one_run_for_each_network_and_reconstruction(finished: Path) -> None:
     runs = {run["name"]: run for run in runs_of(finished)}
-    networks = {"gaussian", "classifier", "ffnn", "margin", "linear"}
-    assert set(runs) == networks | {"ffnn", "mean", "known", "sparse_span", "kkt"}
+    networks = {"gaussian", "classifier", "ffnn", "margin", "linear", "vae"}
+    assert set(runs) == networks | {"ffnn", "mean", "known", "sparse_span", "kkt", "gauss_newton"}
     everything = runs_of(finished)
     assert len(everything) == ALL and all(run["status"] == "FINISHED" for run in everything)
     for run in everything:

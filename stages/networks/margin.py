@@ -241,17 +241,8 @@ class Network(nn.Module):
             rate = learning_rate * decay**share
             activations, logits = forward(weights, bias, x)
             margins = signs * logits
-            if not bool(logits.any()):
-                raise Refusal(
-                    f"training.learning_rate = {learning_rate:g}: at step {step} all units are "
-                    "off, and the network has no gradient left; lower it"
-                )
+            _check_alive(logits, step=step, learning_rate=learning_rate)
             if step % report_every == 0 or step == steps:
-                if not bool(logits.isfinite().all()):
-                    raise Refusal(
-                        f"training.learning_rate = {learning_rate:g}: the logits are not finite "
-                        f"at step {step}; lower it"
-                    )
                 entry = {
                     "epoch": float(step),
                     "timestamp": time.time(),
@@ -288,6 +279,16 @@ class Network(nn.Module):
                 for parameter, direction in zip(parameters, ascent, strict=True):
                     parameter.mul_(1 - rate * shrink).add_(direction, alpha=rate)
         return history
+
+
+def _check_alive(logits: Tensor, *, step: int, learning_rate: float) -> None:
+    if not bool(logits.isfinite().all()):
+        reason = "the logits are not finite"
+    elif not bool(logits.any()):
+        reason = "all units are off and have no gradient left"
+    else:
+        return
+    raise Refusal(f"training.learning_rate = {learning_rate:g}: {reason} at step {step}; lower it")
 
 
 def _norm(tensors: list[Tensor]) -> float:

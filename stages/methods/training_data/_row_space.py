@@ -114,7 +114,7 @@ class RowSpace:
         whole.diagonal().add_(RIDGE)
         normal = whole.repeat(len(cosines), 1, 1)
         for matrix, kink in zip(normal, cosines.abs() <= KINK, strict=True):
-            matrix -= self.scaled[kink].T @ self.scaled[kink]
+            matrix.sub_(self.scaled[kink].T @ self.scaled[kink])
         return normal
 
     def certify(self, images: Tensor, chunk: int = 64) -> Tensor:
@@ -233,7 +233,7 @@ class RowSpace:
         for part in images.split(chunk):
             normal = always.repeat(len(part), 1, 1)
             for matrix, tight in zip(normal, (part < TIGHT) | (part > 1 - TIGHT), strict=True):
-                matrix += pixels[:, tight] @ pixels[:, tight].T
+                matrix.add_(pixels[:, tight] @ pixels[:, tight].T)
             values, vectors = torch.linalg.eigh(normal)
             smallest.append(values[:, 0].clamp(min=0).sqrt().float())
             directions.append((vectors[:, :, 0] @ pixels).float())

@@ -1,0 +1,1 @@
+"""Methods that look for the code of a decoder's output."""
