@@ -28,6 +28,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from stages.artifacts import Callback
+from stages.command import Refusal
 from stages.methods.training_data._row_space import TIGHT, RowSpace
 from stages.methods.training_data.row_differences import (
     differences,
@@ -180,10 +181,12 @@ def reconstruct(
                 limit=starts,
                 duplicate=SAME_START,
             )
-            given = observed[:public_starts].flatten(1) if number == 0 else pool[~certain][:starts]
+            further = pool[~certain][:starts]
+            if public_starts and number == 0:
+                further = torch.cat([further, public_images(observed[:public_starts], mean)])
             fresh = from_starts(
                 space,
-                torch.cat([starts_from, given]),
+                torch.cat([starts_from, further]),
                 search,
                 searches=SEARCHES if number == 0 else SEARCHES[1 + number % 2 :][:1],
                 faint=faint,
@@ -201,6 +204,23 @@ def reconstruct(
         if len(pool):
             callback(number + 1, residual, pool.unflatten(1, shape))
     return pool[:candidates].unflatten(1, shape)
+
+
+def public_images(observed: Tensor, mean: Tensor) -> Tensor:
+    """Public images as starts, (m, d).
+
+    Raises
+    ------
+    Refusal
+        When the network takes another kind of image.
+    """
+    images = observed.flatten(1)
+    if images.shape[1] != len(mean):
+        raise Refusal(
+            f"settings.public_starts: the public images have {images.shape[1]} pixels, those of "
+            f"the network {len(mean)}; only 0 is possible here"
+        )
+    return images
 
 
 class Search(Protocol):
