@@ -163,8 +163,8 @@ def sets() -> list[Point]:
             "",
             inputs_of(LARGE, training={"offset": offset, "seed": seed}),
         )
-        for offset in OFFSETS
         for seed in SEEDS
+        for offset in OFFSETS
     ]
 
 
