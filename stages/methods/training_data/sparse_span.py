@@ -166,10 +166,18 @@ def reconstruct(
     )
     for number in range(begin, rounds):
         certain = residual < trusted
+        public = pool[:0]
+        if public_starts and number == 0:
+            public = public_images(observed[:public_starts], mean)
         if few:
-            generator = torch.Generator().manual_seed(seed + number)
-            fresh = from_objectives(
-                space, pool[certain], search, count=objectives, faint=faint, generator=generator
+            fresh = to_vertices(
+                space,
+                pool[certain],
+                search,
+                count=objectives,
+                public=public,
+                faint=faint,
+                generator=torch.Generator().manual_seed(seed + number),
             )
         else:
             duals, rows = space.deflate(pool[certain])
@@ -181,12 +189,9 @@ def reconstruct(
                 limit=starts,
                 duplicate=SAME_START,
             )
-            further = pool[~certain][:starts]
-            if public_starts and number == 0:
-                further = torch.cat([further, public_images(observed[:public_starts], mean)])
             fresh = from_starts(
                 space,
-                torch.cat([starts_from, further]),
+                torch.cat([starts_from, pool[~certain][:starts], public]),
                 search,
                 searches=SEARCHES if number == 0 else SEARCHES[1 + number % 2 :][:1],
                 faint=faint,
@@ -277,40 +282,44 @@ def from_starts(
     return torch.cat(fresh)
 
 
-def from_objectives(
+def to_vertices(
     space: RowSpace,
     found: Tensor,
     search: Search,
     *,
     count: int,
+    public: Tensor,
     faint: float,
     generator: torch.Generator,
 ) -> Tensor:
-    """Vertices of the polytope far along random objectives, (m, d).
+    """Vertices of the polytope far along random objectives, or near public images: (m, d).
 
     A linear programme first, whose solution is a vertex of some kind; then, with the objective
     fading, pixels that look empty are drawn to 0; then walks to the ends of the faces reached.
     """
-    wanted = space.objectives(found, count, generator)
-    unknown = wanted.new_zeros(0, len(space.values)).double()
+    objectives = space.objectives(found, count, generator)
+    unknown = objectives.new_zeros(0, len(space.values)).double()
 
     def project(strengths: Sequence[float]) -> list[tuple[Tensor, Tensor]]:
         return [space.projection(strength, unknown, 0.0) for strength in strengths]
 
     strength, weight = CLIMB
-    reached = search(
+    climbed = search(
         project([strength]),
         starts=space.mean.expand(count, -1),
-        objective=(wanted, [weight]),
+        objective=(objectives, [weight]),
         faint=faint,
         passes=1,
         iterations=CLIMB_ITERATIONS,
         penalty=0.0,
     )
     strengths, weights = zip(*SETTLE, strict=True)
-    reached = search(
-        project(strengths), starts=reached, objective=(wanted, weights), faint=faint
-    ).clamp_(0, 1)
+    maps = project(strengths)
+    reached = search(maps, starts=climbed, objective=(objectives, weights), faint=faint)
+    if len(public):
+        near = search(maps, starts=public, faint=faint, anchored=ANCHORED)
+        reached = torch.cat([reached, near])
+    reached.clamp_(0, 1)
     reached = reached[distinct(reached - space.mean, at=SAME_POINT)]
     ends = walk(space, reached, generator)
     return torch.cat([reached, ends[distinct(ends - space.mean, at=SAME_POINT)]])
