@@ -2,13 +2,13 @@
 
 `sets`: two disjoint sets of 500 images, three initialisations of the network each.
 `growth`: sets of 50 to 1,000 images: seconds, peak memory, matches.
-`drivers`: 100 images, one thing changed at a time: what makes images come out of the weights.
+`drivers`: 50 images, one thing changed at a time: what makes images come out of the weights.
 
 Beside every count of matched training images stands the count of as many held-out images that the
 network never saw, matched to the same candidates (see `stages.identification`).
 
-About two hours on two free cores (estimated): 40 minutes for `sets`, 30 for `growth`, 50 for
-`drivers`. Each point is written to benchmarks/results/identification.json when it is done. A point
+About an hour and a half on two free cores (estimated): 40 minutes for `sets`, 30 for `growth`, 15
+for `drivers`. Each point is written to benchmarks/results/identification.json when it is done. A point
 that is there already is not measured again, unless params.yaml or the numbers here have changed;
 after a change of the code of the training or the attack, delete that file. Every training and
 every attack runs in a process of its own: the attack sees the weights and nothing else, and its
@@ -59,7 +59,9 @@ SMALL = ("margin_100", "training_data-sparse_span_100")  # 100 images
 OFFSETS = (0, 250)  # of the sets, within each class: they share no image
 SEEDS = (0, 1, 2)  # of the initial weights
 GROWTH = (50, 100, 200, 500, 1000)  # images
-# By panel of the figure; `SMALL` as it stands is a point of most.
+DRIVEN = 50  # images of `drivers`, fewer than `SMALL` has, in fewer rounds: there are many points
+DRIVEN_ROUNDS = 3
+# By panel of the figure; `SMALL` with so many images is a point of most.
 STEPS = (0, 150, 400, 1500, 5000)
 WEIGHT_DECAYS = (1e-2, 1e-3, 1e-4)
 WIDTHS = (250, 500, 1000, 2000)
@@ -123,6 +125,7 @@ def inputs_of(
     *,
     arguments: Mapping[str, Any] | None = None,
     training: Mapping[str, Any] | None = None,
+    attack: Mapping[str, Any] | None = None,
 ) -> Inputs:
     """Sections of params.yaml with some settings changed, checked.
 
@@ -130,23 +133,28 @@ def inputs_of(
     ----------
     entries : (str, str)
         Names of a network and of a run.
-    arguments, training : dict, optional
-        Changes of the network's sections.
+    arguments, training, attack : dict, optional
+        Changes of the network's sections and of the run's settings.
     """
     params = parameters()
     network, run = entries
     where, of_run = f"networks.{network}", f"runs.{run}.settings"
     entry = params.networks[network]
-    attack = bind(sparse_span.reconstruct, params.runs[run].settings, where=of_run, given=GIVEN)
-    if attack["public_starts"]:
-        raise Refusal(f"{of_run}.public_starts = {attack['public_starts']}: 0 is needed here")
+    settings = bind(
+        sparse_span.reconstruct,
+        {**params.runs[run].settings, **(attack or {})},
+        where=of_run,
+        given=GIVEN,
+    )
+    if settings["public_starts"]:
+        raise Refusal(f"{of_run}.public_starts = {settings['public_starts']}: 0 is needed here")
     return {
         "arguments": bind(
             Network.__init__,
             {**entry.arguments, **(arguments or {})},
             where=f"{where}.arguments",
         ),
-        "attack": attack,
+        "attack": settings,
         "dataset": dataset_name(),
         "training": bind(
             Network.fit, {**entry.training, **(training or {})}, where=f"{where}.training"
@@ -188,15 +196,17 @@ def growth() -> list[Point]:
 
 
 def drivers() -> list[Point]:
-    """The settings for 100 images, one of them changed."""
+    """The settings for 100 images with `DRIVEN` of them, one setting changed."""
     steps: int = parameters().networks[SMALL[0]].training["steps"]
     points = []
 
     def add(
         group: str, label: str, *, training: dict[str, Any] | None = None, **arguments: Any
     ) -> None:
-        changes = unreported(training or {}, steps=(training or {}).get("steps", steps))
-        inputs = inputs_of(SMALL, arguments=arguments, training=changes)
+        changes = {"per_class": DRIVEN // 2, **(training or {})}
+        changes = unreported(changes, steps=changes.get("steps", steps))
+        attack = {"rounds": DRIVEN_ROUNDS}
+        inputs = inputs_of(SMALL, arguments=arguments, training=changes, attack=attack)
         points.append(Point(f"{group} = {label}", group, label, inputs))
 
     for value in STEPS:
