@@ -8,10 +8,10 @@ Beside every count of matched training images stands the count of as many held-o
 network never saw, matched to the same candidates (see `stages.identification`).
 
 About an hour and a half on two free cores (estimated): 40 minutes for `sets`, 30 for `growth`, 15
-for `drivers`. Each point is written to benchmarks/results/identification.json when it is done. A point
-that is there already is not measured again, unless params.yaml or the numbers here have changed;
-after a change of the code of the training or the attack, delete that file. Every training and
-every attack runs in a process of its own: the attack sees the weights and nothing else, and its
+for `drivers`. Each point is written to benchmarks/results/identification.json when it is done. A
+point that is there already is not measured again, unless params.yaml or the numbers here have
+changed; after a change of the code of the training or the attack, delete that file. Every training
+and every attack runs in a process of its own: the attack sees the weights and nothing else, and its
 peak memory is its own.
 """
 
