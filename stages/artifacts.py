@@ -1,13 +1,15 @@
 """Where artifacts lie and how they are written: whole or not at all, and never as a pickle."""
 
+import fcntl
 import hashlib
 import inspect
 import json
 import math
 import os
 import tempfile
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ RAW = Path("data/raw")
 DATASET = Path("data/dataset.json")
 BASELINES = Path("metrics/baselines.json")
 FORMAT = "retrace-checkpoint-1"
+LARGEST_ARRAYS = 2**33  # bytes of an unpacked .npz; 10,000 images under 11 masks take 2**29
 # Every network sees what the files hold, scaled; nothing else is subtracted or divided.
 PREPROCESSING = {"scale": "1/255", "range": [0, 1], "shape": [28, 28]}
 
@@ -69,12 +72,19 @@ def headline_path(run: str) -> Path:
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside `path`; rename it when the block succeeds, else remove it."""
+    """Give a temporary path beside `path`; rename it when the block succeeds, else remove it.
+
+    What a killed writer of the same file left behind is removed: it holds no lock on it any more.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
+    for left in path.parent.glob(f".{path.name}.*.part"):
+        with suppress(OSError), left.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            left.unlink()
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-    os.close(handle)
     temporary = Path(name)
     try:
+        fcntl.flock(handle, fcntl.LOCK_SH)
         yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
@@ -84,6 +94,7 @@ def written_whole(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+        os.close(handle)
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -109,16 +120,24 @@ def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
 
 
 def read_arrays(path: Path, *, only: tuple[str, ...] = ()) -> dict[str, NDArray[Any]]:
-    """Read the arrays of an .npz, or only some; object arrays (pickles) are refused."""
+    """Read the arrays of an .npz, or only some; object arrays (pickles) are refused, and so is what
+    would unpack to more than `LARGEST_ARRAYS`."""
     try:
         # Opened here, since np.load does not close a file that turns out to be broken.
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-            return {name: file[name] for name in only or file.files}
+        with path.open("rb") as stream:
+            with zipfile.ZipFile(stream) as archive:
+                size = sum(member.file_size for member in archive.infolist())
+            if size > LARGEST_ARRAYS:
+                raise ValueError(f"{size} bytes unpacked, at most {LARGEST_ARRAYS} are allowed")
+            stream.seek(0)
+            with np.load(stream, allow_pickle=False) as file:
+                return {name: file[name] for name in only or file.files}
     except FileNotFoundError:
         raise Refusal(f"{path} is missing; `dvc repro` makes it") from None
     except Exception as error:  # zip, zlib, EOF, header and pickle errors have no common base
+        reason = " ".join(str(error).split())
         raise Refusal(
-            f"{path} is not a readable .npz ({error}); delete it and run `dvc repro`"
+            f"{path} is not a readable .npz ({reason}); delete it and run `dvc repro`"
         ) from None
 
 
@@ -185,18 +204,25 @@ def load_checkpoint(path: Path) -> tuple[nn.Module, dict[str, Any]]:
         ) from None
     if FORMAT not in metadata:
         raise Refusal(f"{path} lacks the header {FORMAT!r}: this pipeline did not write it")
-    header: dict[str, Any] = json.loads(metadata[FORMAT])
-    architecture = header["architecture"]
+    try:
+        header: dict[str, Any] = json.loads(metadata[FORMAT])
+        architecture, arguments = header["architecture"], header["arguments"]
+        preprocessing = header["preprocessing"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise Refusal(
+            f"{path}: the header {FORMAT!r} is broken ({error!r:.80}); train it anew"
+        ) from None
     known = sorted(file.stem for file in Path(__file__).parent.glob("networks/[!_]*.py"))
     if architecture not in known:
-        raise Refusal(f"{path}: architecture {architecture!r}; allowed are {', '.join(known)}")
-    if header["preprocessing"] != PREPROCESSING:
-        raise Refusal(
-            f"{path}: preprocessing {header['preprocessing']}; allowed is {PREPROCESSING}"
-        )
+        raise Refusal(f"{path}: architecture {architecture!r:.80}; allowed are {', '.join(known)}")
+    if preprocessing != PREPROCESSING:
+        raise Refusal(f"{path}: preprocessing {preprocessing!r:.80}; allowed is {PREPROCESSING}")
     try:
-        network = import_module(f"stages.networks.{architecture}").Network(**header["arguments"])
-        network.load_state_dict(tensors)
+        build = import_module(f"stages.networks.{architecture}").Network
+        # Without memory of its own: absurd sizes in a header must not be allocated to be refused.
+        with torch.device("meta"):
+            network = build(**arguments)
+        network.load_state_dict(tensors, assign=True)
     except (TypeError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise Refusal(f"{path} does not hold the architecture {architecture!r}: {reason}") from None

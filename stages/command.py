@@ -13,7 +13,12 @@ class Refusal(Exception):
     """Bad input or a state that cannot go on; its text is the one line that the user reads."""
 
 
-def run(main: Callable[..., None], *, name: str | None = None) -> None:
+def run(
+    main: Callable[..., None],
+    *,
+    name: str | None = None,
+    arguments: Callable[[argparse.ArgumentParser], None] | None = None,
+) -> None:
     """Parse the command line of a stage, run it and turn what the user can mend into one line.
 
     Parameters
@@ -22,6 +27,8 @@ def run(main: Callable[..., None], *, name: str | None = None) -> None:
         The stage; its docstring is the text of ``--help``.
     name : str, optional
         What the one positional argument stands for ("network", "run"); without it there is none.
+    arguments : function, optional
+        Adds further arguments to the parser; `main` takes them by keyword.
 
     Raises
     ------
@@ -33,20 +40,22 @@ def run(main: Callable[..., None], *, name: str | None = None) -> None:
     parser = argparse.ArgumentParser(prog=f"python -m {program}", description=main.__doc__)
     if name:
         parser.add_argument("name", metavar=name.upper(), help=f"the {name}, as in params.yaml")
-    arguments = parser.parse_args()
+    if arguments:
+        arguments(parser)
+    given = parser.parse_args()
     try:
-        main(**vars(arguments))
+        main(**vars(given))
     except Refusal as refusal:
         print(f"retrace: {refusal}", file=sys.stderr)
         sys.exit(REFUSED)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            message = "the disk is full; nothing half-written was kept. Free some space"
+        elif error.filename is not None:  # no permission, a folder in place of a file, ...
+            message = f"{error.filename}: {error.strerror}; nothing half-written was kept. Mend it"
+        else:
             raise
-        print(
-            "retrace: the disk is full; nothing half-written was kept. "
-            "Free some space and run it again",
-            file=sys.stderr,
-        )
+        print(f"retrace: {message} and run it again", file=sys.stderr)
         sys.exit(REFUSED)
     except KeyboardInterrupt:
         print("retrace: interrupted; the next `dvc repro` carries on from here", file=sys.stderr)

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
 
-from stages.command import Refusal, run
+from stages.command import Refusal
 
 PARAMS = Path("params.yaml")
 SIDE = 28  # pixels: every image is SIDE x SIDE
@@ -25,15 +25,25 @@ Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*(-[a-z0-9_]+)*$")]
 Row = Annotated[int, Field(ge=0, lt=SIDE)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Settings = dict[str, Any]
+SHOWN = 120  # characters of a refused value
 GIVEN = ("callback", "memory")  # what `reconstruct` hands to a method beside its settings
 
 
 class Data(BaseModel):
+    """A published dataset, or ``folder``: one's own images at `path`, a folder for each label."""
+
     model_config = STRICT
-    name: Literal["mnist", "fashion-mnist", "kmnist", "digits"]
+    name: Literal["mnist", "fashion-mnist", "kmnist", "digits", "folder"]
+    path: str | None = None
     mirror: str | None
     validation: Annotated[float, Field(gt=0, lt=1)]
     seed: Seed
+
+    @model_validator(mode="after")
+    def folder_named(self) -> "Data":
+        if (self.name == "folder") != (self.path is not None):
+            raise ValueError("path is needed where name is folder, and must be null elsewhere")
+        return self
 
 
 class NetworkEntry(BaseModel):
@@ -110,6 +120,7 @@ class Params(BaseModel):
     masks: Masks
     runs: dict[Name, RunEntry]
     scoring: Scoring
+    sweeps: dict[Name, Settings] = {}
 
 
 class _Loader(yaml.SafeLoader):
@@ -119,6 +130,12 @@ class _Loader(yaml.SafeLoader):
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
 )
+
+
+def shown(value: Any) -> str:
+    """A value as Python writes it, cut where it would fill the screen."""
+    text = repr(value)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}… ({len(text)} characters)"
 
 
 def refuse(error: ValidationError, *, where: str) -> Refusal:
@@ -132,7 +149,8 @@ def refuse(error: ValidationError, *, where: str) -> Refusal:
     if first["type"] == "missing":
         return Refusal(f"params.yaml: {path}: this key is missing")
     message = first["msg"].removeprefix("Value error, ")
-    return Refusal(f"params.yaml: {path} = {first['input']!r}: {message[:1].lower()}{message[1:]}")
+    value = shown(first["input"])
+    return Refusal(f"params.yaml: {path} = {value}: {message[:1].lower()}{message[1:]}")
 
 
 def load(path: Path = PARAMS) -> Params:
@@ -204,55 +222,7 @@ def find(kind: str, name: str, *, where: str) -> Any:
     names = sorted(file.stem for file in folder.glob("[!_]*.py"))
     if name not in names:
         raise Refusal(
-            f"params.yaml: {where} = {name!r}: allowed are {', '.join(names) or 'none'} "
+            f"params.yaml: {where} = {shown(name)}: allowed are {', '.join(names) or 'none'} "
             f"(the files of stages/{kind.replace('.', '/')}/)"
         )
     return import_module(f"stages.{kind}.{name}")
-
-
-def check_all(params: Params) -> None:
-    """Check every section against the function that it will be handed to.
-
-    Raises
-    ------
-    Refusal
-        On the first thing that is wrong.
-    """
-    from stages.train import train  # here, since it imports torch and most stages need only load()
-
-    for name, network in params.networks.items():
-        where = f"networks.{name}"
-        module = find("networks", network.architecture, where=f"{where}.architecture")
-        bind(module.Network.__init__, network.arguments, where=f"{where}.arguments")
-        fit = getattr(module.Network, "fit", train)
-        given = () if fit is not train else ("progress",)
-        bind(fit, network.training, where=f"{where}.training", given=given)
-    problems = sorted(
-        folder.name for folder in Path(__file__).parent.joinpath("methods").glob("[!_]*/")
-    )
-    for name, entry in params.runs.items():
-        where = f"runs.{name}"
-        if entry.problem not in problems:
-            allowed = ", ".join(problems)
-            raise Refusal(
-                f"params.yaml: {where}.problem = {entry.problem!r}: allowed are {allowed}"
-            )
-        if entry.network not in params.networks:
-            allowed = ", ".join(params.networks)
-            raise Refusal(
-                f"params.yaml: {where}.network = {entry.network!r}: allowed are {allowed}"
-            )
-        module = find(f"methods.{entry.problem}", entry.method, where=f"{where}.method")
-        bind(module.reconstruct, entry.settings, where=f"{where}.settings", given=GIVEN)
-
-
-def main() -> None:
-    """Check params.yaml as a whole, before anything runs."""
-    check_all(load())
-    # The same bytes whatever the parameters are, so that no later stage reruns for it.
-    Path("data").mkdir(exist_ok=True)
-    Path("data/checked").write_text("params.yaml was checked\n", encoding="utf-8")
-
-
-if __name__ == "__main__":
-    run(main)

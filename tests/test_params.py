@@ -10,9 +10,10 @@ from dvc.utils.serialize import load_yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from stages.check import check_all
 from stages.command import Refusal
 from stages.demo import merged
-from stages.params import _Loader, check_all, load
+from stages.params import _Loader, load
 
 ROOT = Path(__file__).parent.parent
 PARAMS = yaml.load((ROOT / "params.yaml").read_text(), _Loader)  # noqa: S506
