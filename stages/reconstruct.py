@@ -1,17 +1,25 @@
-"""Reconstruct: hand observations and a trained network to a method. The truth is not here."""
+"""Reconstruct: hand observations and a trained network to a method. The truth is not here.
+
+Where there is an estimate for each observation, the observations are split into shards, which run
+side by side. Attacks on training data and network inversions are not split: an attack's candidates
+share one loss and one deflation, and an inversion takes seconds. They run here, in one process.
+"""
 
 import hashlib
 import inspect
 import json
+import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
+from stages import shards
 from stages.artifacts import (
     checkpoint_path,
     interrupted_path,
@@ -24,56 +32,10 @@ from stages.artifacts import (
     write_json,
 )
 from stages.command import Refusal, run
-from stages.params import GIVEN, bind, find, load
+from stages.params import GIVEN, RunEntry, bind, find, load
 
-WATCHED = 8  # images of each group whose estimates are kept along the iterations
-# Problems with an estimate for each observation.
+# Problems with an estimate for each observation: those are split into shards.
 LIKE_OBSERVED = ("autoencoding", "imputation", "decoder_inversion")
-SHOWN_STEPS = (0, 1, 3, 10, 30, 100, 300, 1000, 3000, 10000)
-
-
-class Recorder:
-    """Keeps what a method shows along its iterations: mean losses, and some estimates.
-
-    Parameters
-    ----------
-    groups : int
-        Number of equal groups (masks) that the batch consists of, in order.
-    steps : int
-        Iterations, or 0 for a method without.
-    label : str
-        Of the progress bar.
-    """
-
-    def __init__(self, *, groups: int, steps: int, label: str) -> None:
-        self.groups = groups
-        self.last = steps
-        self.losses: list[Tensor] = []
-        self.steps: list[int] = []
-        self.snapshots: list[Tensor] = []
-        self.bar = tqdm(total=steps, desc=label, unit="step", disable=None if steps else True)
-
-    def __call__(self, step: int, loss: Tensor, estimate: Tensor) -> None:
-        """Take the losses (B,) and the estimate (B, 28, 28) of a step."""
-        by_group = loss.unflatten(0, (self.groups, -1)).mean(dim=1)
-        self.losses.append(by_group)
-        if step in SHOWN_STEPS or step == self.last:
-            self.steps.append(step)
-            self.snapshots.append(estimate.unflatten(0, (self.groups, -1))[:, :WATCHED].clone())
-        self.bar.set_postfix(loss=f"{by_group.mean():.4g}")
-        self.bar.update(step > 0)
-
-    def arrays(self) -> dict[str, np.ndarray[Any, Any]]:
-        """``loss`` (steps, groups), ``snapshots`` (S, groups, 8, 28, 28), ``snapshot_steps`` (S,);
-        empty for a method that has no iterations."""
-        self.bar.close()
-        if not self.losses:
-            return {}
-        return {
-            "loss": torch.stack(self.losses).numpy(),
-            "snapshots": torch.stack(self.snapshots).numpy(),
-            "snapshot_steps": np.array(self.steps),
-        }
 
 
 class Memory:
@@ -108,6 +70,47 @@ class Memory:
         self.path.unlink(missing_ok=True)
 
 
+def inputs_of(entry: RunEntry, *, settings: dict[str, Any], dataset: str) -> list[str]:
+    """Texts that say what a run is made of, for its `Memory`."""
+    methods = Path(__file__).parent / "methods" / entry.problem
+    return [
+        # All of the problem's methods: they share code.
+        *(path.read_text(encoding="utf-8") for path in sorted(methods.glob("*.py"))),
+        json.dumps(settings, sort_keys=True),
+        hashlib.sha256(checkpoint_path(entry.network).read_bytes()).hexdigest(),
+        dataset,
+    ]
+
+
+def undivided(
+    method: Callable[..., Any],
+    network: nn.Module,
+    images: Tensor,
+    settings: dict[str, Any],
+    *,
+    kept: Memory,
+    steps: int,
+    label: str,
+) -> tuple[shards.Arrays, shards.Arrays]:
+    """Run a method on everything at once, in this process; give its answers, and its loss and
+    snapshots along the iterations."""
+    with tqdm(total=steps, desc=label, unit="step", disable=None if steps else True) as bar:
+
+        def progress(step: int, loss: float) -> None:
+            bar.set_postfix(loss=f"{loss:.4g}")
+            bar.update(step > 0)
+
+        recorder = shards.Recorder(parts=[(0, None)], steps=steps, progress=progress)
+        given: dict[str, Any] = {"callback": recorder}
+        if "memory" in inspect.signature(method).parameters:
+            given["memory"] = kept
+        answer = method(network, images, **settings, **given)
+    answers = answer if isinstance(answer, dict) else {"estimate": answer}
+    # One part, whose size does not matter: it is the whole of the one group.
+    watched = shards.merged_watched([recorder.watched()], [[1]], groups=1)
+    return {key: value.numpy() for key, value in answers.items()}, watched
+
+
 def main(name: str) -> None:
     """Run one reconstruction of params.yaml and write data/reconstructions/<run>.npz and .json."""
     runs = load().runs
@@ -130,53 +133,54 @@ def main(name: str) -> None:
             f"{where}: the network was trained on {header['dataset']}, the observations are of "
             f"{dataset}; run `dvc repro`"
         )
-    observed = torch.from_numpy(observations["observed"])
-    images = observed.flatten(0, -3)  # (groups x images, 28, 28)
-    recorder = Recorder(
-        groups=len(observed) if observed.dim() == 4 else 1,
-        steps=settings.get("steps") or settings.get("rounds") or 0,
-        label=name,
+    observed = observations["observed"]
+    kept = Memory(
+        interrupted_path(name), inputs=inputs_of(entry, settings=settings, dataset=dataset)
     )
-    given: dict[str, Any] = {"callback": recorder}
-    methods = Path(__file__).parent / "methods" / entry.problem
-    memory = Memory(
-        interrupted_path(name),
-        inputs=[
-            # All of the problem's methods: they share code.
-            *(path.read_text(encoding="utf-8") for path in sorted(methods.glob("*.py"))),
-            json.dumps(settings, sort_keys=True),
-            hashlib.sha256(checkpoint_path(entry.network).read_bytes()).hexdigest(),
-            dataset,
-        ],
-    )
-    if "memory" in inspect.signature(method).parameters:
-        given["memory"] = memory
+    steps = settings.get("steps") or settings.get("rounds") or 0
     started = time.time()
-    answer = method(network, images, **settings, **given)
+    if entry.problem in LIKE_OBSERVED:
+        answers, watched, memory = shards.run(
+            network,
+            observed,
+            method=f"{entry.problem}.{entry.method}",
+            header=header,
+            settings=settings,
+            steps=steps,
+            label=name,
+        )
+        leading = observed.shape[:-2]
+        answers = {key: value.reshape(*leading, *value.shape[1:]) for key, value in answers.items()}
+        count = math.prod(leading)
+    else:
+        answers, watched = undivided(
+            method,
+            network,
+            torch.from_numpy(observed),
+            settings,
+            kept=kept,
+            steps=steps,
+            label=name,
+        )
+        memory = shards.peak_memory()
+        count = len(answers["estimate"])
     seconds = time.time() - started
-    # A method with more to say than its estimate returns a dictionary of tensors.
-    answers = answer if isinstance(answer, dict) else {"estimate": answer}
-    estimate = answers["estimate"]
-    if not bool(torch.isfinite(estimate).all()):
+    if not bool(np.isfinite(answers["estimate"]).all()):
         raise Refusal(
             f"{where}: the estimate is not finite; lower settings.learning_rate if there is one"
         )
-    if entry.problem in LIKE_OBSERVED:
-        answers = {key: value.unflatten(0, observed.shape[:-2]) for key, value in answers.items()}
     arrays = {
-        **{key: value.numpy() for key, value in answers.items()},
+        **answers,
         "code_size": np.array(getattr(network, "code_size", 0)),
         **{key: np.array(getattr(entry, key)) for key in ("problem", "method", "network")},
         "dataset": np.array(dataset),
-        **recorder.arrays(),
+        **watched,
     }
     write_arrays(reconstruction_path(name), arrays)
     # Beside it, not in it: the same parameters give the same bytes, but never the same seconds.
-    write_json(
-        timing_path(name), {"run": name, "dataset": dataset, "started": started, "seconds": seconds}
-    )
-    memory.forget()
-    count = len(images) if entry.problem in LIKE_OBSERVED else len(estimate)
+    timing = {"started": started, "seconds": seconds, "peak_memory": memory}
+    write_json(timing_path(name), {"run": name, "dataset": dataset, **timing})
+    kept.forget()
     print(f"{name}: {count} images in {seconds:.1f} s")
 
 
