@@ -13,11 +13,14 @@ from stages.command import Refusal
 from stages.params import Seed
 
 MOMENTUM = 0.9
+Chain = tuple[Tensor, ...]  # matrices whose product is a layer's weights
 Bounds = tuple[Tensor, Tensor]  # (d,) or (1,) each: what x is penalised beyond
 PUBLISHED = (torch.tensor([-1.0]), torch.tensor([1.0]))
 MULTIPLIER_PENALTY = 5.0  # weight of the multipliers below their minimum, as published
 SEARCHED_FACTOR = 10.0  # how far, either way, the search goes from a given setting
 SEARCHED_MINIMUM = (0.01, 0.5)  # range of the searched multiplier_minimum, as published
+ROUNDING = 100  # steps of the precision: smaller singular values are what training rounded off
+WORTHWHILE = 0.9  # share of a matrix's entries that two factors may have
 
 
 class Setting(NamedTuple):
@@ -113,6 +116,7 @@ def reconstruct(
     shape: tuple[int, ...] = network.shape  # type: ignore[assignment]
     box = PUBLISHED if bounds == "published" else (-mean, 1 - mean)
     setting = Setting(deviation, learning_rate, multiplier_minimum, sharpness)
+    chains = factored(weights)
     if trials > 1:
         setting = search(
             weights,
@@ -124,7 +128,9 @@ def reconstruct(
             search_steps=search_steps,
             seed=seed,
             bounds=box,
+            chains=chains,
         )
+
 
     def images(x: Tensor) -> Tensor:
         return (x + mean).clamp_(0, 1).unflatten(1, shape).float()
@@ -138,6 +144,7 @@ def reconstruct(
         steps=steps,
         seed=seed,
         bounds=box,
+        chains=chains,
         watch=lambda step, loss, x: callback(step, loss.float().expand(len(x)), images(x)),
     )
     return images(x[multipliers.argsort(descending=True, stable=True)])
@@ -190,6 +197,32 @@ def homogeneous_layers(network: nn.Module) -> tuple[list[Tensor], Tensor]:
     return weights, bias
 
 
+def factored(weights: list[Tensor]) -> list[Chain]:
+    """Write each layer of low rank as a product of two thin matrices.
+
+    Training leaves the first layer in the span of the images, and a second one with rank two, up
+    to the rounding of its many steps. Where two factors hold fewer numbers than the layer itself,
+    products with them are that much cheaper, and differ by rounding.
+
+    Parameters
+    ----------
+    weights : list of (n_l, n_{l-1})
+
+    Returns
+    -------
+    list of tuple
+        (n_l, r) and (r, n_{l-1}), r singular values being above `ROUNDING`; or the weights alone.
+    """
+    chains: list[Chain] = []
+    for weight in weights:
+        left, values, right = torch.linalg.svd(weight, full_matrices=False)
+        rank = int((values > ROUNDING * torch.finfo(weight.dtype).eps * values[0]).sum())
+        pair = (left[:, :rank] * values[:rank]).contiguous(), right[:rank].contiguous()
+        fewer = sum(factor.numel() for factor in pair) < WORTHWHILE * weight.numel()
+        chains.append(pair if fewer else (weight,))
+    return chains
+
+
 def _not_covered(reason: str) -> Refusal:
     return Refusal(
         f"the attack does not cover this network: {reason}; it needs a ReLU network of Linear "
@@ -208,6 +241,7 @@ def search(
     search_steps: int,
     seed: int,
     bounds: Bounds = PUBLISHED,
+    chains: list[Chain] | None = None,
 ) -> Setting:
     """Choose the setting whose own loss is the smallest after `search_steps`.
 
@@ -222,6 +256,8 @@ def search(
         The first trial, and the middle of the others: see `settings_to_try`.
     candidates, multiplier_rate, trials, search_steps, seed
         See `reconstruct`.
+    chains
+        See `value_and_gradients`.
 
     Raises
     ------
@@ -240,6 +276,7 @@ def search(
                 steps=search_steps,
                 seed=seed,
                 bounds=bounds,
+                chains=chains,
             )
         except Refusal:
             continue
@@ -284,6 +321,7 @@ def extract(
     steps: int,
     seed: int,
     bounds: Bounds = PUBLISHED,
+    chains: list[Chain] | None = None,
     watch: Callable[[int, Tensor, Tensor], None] = lambda step, loss, x: None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Draw x and λ, and lower the loss by gradient descent with momentum.
@@ -295,6 +333,8 @@ def extract(
     setting : Setting
     candidates, multiplier_rate, steps, seed
         See `reconstruct`.
+    chains
+        See `value_and_gradients`.
     watch : function
         Called with the step 0..steps, the loss () and x (m, d), which it must not keep.
 
@@ -328,6 +368,7 @@ def extract(
             sharpness=setting.sharpness,
             multiplier_minimum=setting.multiplier_minimum,
             bounds=bounds,
+            chains=chains,
         )
         if not bool(loss.isfinite()):
             raise Refusal(
@@ -358,6 +399,7 @@ def value_and_gradients(
     sharpness: float,
     multiplier_minimum: float,
     bounds: Bounds = PUBLISHED,
+    chains: list[Chain] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Loss of the attack and its gradients, layer by layer, with no second backward pass.
 
@@ -398,6 +440,9 @@ def value_and_gradients(
     multiplier_minimum : float
     bounds : (low, high)
         What x is clamped to in the penalty; published: −1 and 1.
+    chains : list of tuple of Tensor, optional
+        Of each layer the matrices whose product is its weights, see `factored`; by default the
+        weights themselves.
 
     Returns
     -------
@@ -406,17 +451,19 @@ def value_and_gradients(
     gradient of the multipliers : (m,)
     """
     m, last = len(x), len(weights) - 1
+    downs = [(weight,) for weight in weights] if chains is None else chains
+    ups = [tuple(matrix.T for matrix in reversed(down)) for down in downs]
     # Position l of each list is layer l + 1 above, so that `inputs[l]` goes into `weights[l]`.
     inputs: list[Tensor] = [x]
     slopes: list[Tensor] = []
-    for weight in weights[:-1]:
-        z = inputs[-1] @ weight.T if slopes else torch.addmm(bias, x, weight.T)
+    for up in ups[:-1]:
+        z = _times(inputs[-1], up) if slopes else _times(x, up, onto=bias)
         slopes.append((z * sharpness).sigmoid_())
         inputs.append(z.relu_())  # (m, n_l)
 
     deltas = [(multipliers * signs / m).unsqueeze(1)]  # (m, 1), then (m, n_l) in front of it
-    for weight, slope in zip(weights[:0:-1], slopes[::-1], strict=True):
-        deltas.insert(0, _times(deltas[0], weight).mul_(slope))
+    for down, slope in zip(downs[:0:-1], slopes[::-1], strict=True):
+        deltas.insert(0, _times(deltas[0], down).mul_(slope))
 
     residuals = [
         torch.addmm(weight, delta.T, entering, alpha=-1)
@@ -431,13 +478,13 @@ def value_and_gradients(
         bends.append(torch.addcmul(delta, delta, slope, value=-1).mul_(back))
         passed = back.mul_(slope)
         back = inputs[layer + 1] @ residuals[layer + 1].T
-        back.addmm_(passed, weights[layer + 1].T)
+        back = _times(passed, ups[layer + 1], onto=back)
 
-    along = _times(deltas[last], residuals[last])  # Q, of A_{L-1}
+    along = _times(deltas[last], (residuals[last],))  # Q, of A_{L-1}
     for layer in reversed(range(last)):
         through = along.mul_(slopes[layer]).add_(bends[layer], alpha=sharpness)  # E
         along = deltas[layer] @ residuals[layer]
-        along.addmm_(through, weights[layer])
+        along = _times(through, downs[layer], onto=along)
 
     outside = x - x.clamp(*bounds)
     lacking = (multiplier_minimum - multipliers).relu_()
@@ -449,9 +496,16 @@ def value_and_gradients(
     return loss, gradient, multiplier_gradient
 
 
-def _times(left: Tensor, right: Tensor) -> Tensor:
-    """left @ right; with one column there, the outer product, which broadcasting does faster."""
-    return left * right if left.shape[1] == 1 else left @ right
+def _times(left: Tensor, chain: Chain, *, onto: Tensor | None = None) -> Tensor:
+    """left @ the matrices of the chain, one after the other, added to `onto` where that is given,
+    in its place if it is as large; with one column at the left, the outer product, which
+    broadcasting does faster."""
+    *others, final = chain
+    for matrix in others:
+        left = left @ matrix
+    if onto is not None:
+        return onto.addmm_(left, final) if onto.dim() == 2 else torch.addmm(onto, left, final)
+    return left * final if left.shape[1] == 1 else left @ final
 
 
 def _squares(tensor: Tensor) -> Tensor:
