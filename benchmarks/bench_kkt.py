@@ -1,9 +1,10 @@
 """A step of the KKT attack: gradients written out layer by layer, and double backward.
 
-Written out, seven large matrix products remain for each pair of hidden layers and five for the first
-layer; autograd has nine and six, with gradients of the weights that nothing uses. In a trained
-network layers have low rank, and products with their factors cost next to nothing (`factored`); in
-a network as it was drawn they do not, and the ratio is what the saved products and passes give.
+Written out, seven large matrix products remain for each pair of hidden layers and five for the
+first layer; autograd has nine and six, with gradients of the weights that nothing uses. In a
+trained network layers have low rank, and products with their factors cost next to nothing
+(`factored`); in a network as it was drawn they do not, and the ratio is what the saved products and
+passes give.
 """
 
 import copy
@@ -146,7 +147,9 @@ def main() -> None:
     torch.manual_seed(0)
     networks = {"as drawn": Network(shape=[28, 28], widths=WIDTHS, first_deviation=0.03)}
     for name in TRAINED:
-        networks[name] = load_checkpoint(checkpoint_path(name))[0].requires_grad_()
+        network, _ = load_checkpoint(checkpoint_path(name))
+        assert isinstance(network, Network)
+        networks[name] = network.requires_grad_()
     results = {name: compare(network) for name, network in networks.items()}
     rows = []
     for name, result in results.items():

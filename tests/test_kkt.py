@@ -132,6 +132,23 @@ def test_loss_and_gradients_agree_with_double_backward(
     torch.testing.assert_close(got, (loss.detach(), *expected), rtol=1e-9, atol=1e-11)
 
 
+def test_factors_of_layers_of_low_rank_change_nothing_but_the_cost() -> None:
+    weights, bias = kkt.homogeneous_layers(small(24, 20))
+    thin = torch.randn(20, 2, dtype=torch.float64) @ torch.randn(2, 24, dtype=torch.float64)
+    weights[1] = thin + 1e-15 * torch.randn(20, 24, dtype=torch.float64)  # as rounding leaves it
+    chains = kkt.factored(weights)
+    assert [tuple(map(tuple, map(torch.Tensor.size, chain))) for chain in chains] == [
+        ((24, 16),),  # of full rank
+        ((20, 2), (2, 24)),
+        ((1, 20),),
+    ]
+    point = start(SETTING)
+    given: dict[str, Any] = {"sharpness": 5.0, "multiplier_minimum": 0.2}
+    plain = kkt.value_and_gradients(weights, bias, *point, **given)
+    faster = kkt.value_and_gradients(weights, bias, *point, **given, chains=chains)
+    torch.testing.assert_close(faster, plain, rtol=1e-11, atol=1e-12)
+
+
 def test_float32_is_precise_enough() -> None:
     network = small(12, 9)
     x, multipliers, signs = start(SETTING)

@@ -131,7 +131,6 @@ def reconstruct(
             chains=chains,
         )
 
-
     def images(x: Tensor) -> Tensor:
         return (x + mean).clamp_(0, 1).unflatten(1, shape).float()
 
