@@ -8,6 +8,9 @@ from torch import Tensor
 EQUAL, AT_MOST, AT_LEAST = 0, -1, 1  # what an output has to be, of the wanted value
 PROVED, DISPROVED, UNKNOWN = 1, 0, -1  # whether some input gives it
 LARGEST = 1e150  # of a multiplier: its product with any weight is finite
+TOGETHER = 2**14  # pixels of targets solved together: their arrays stay in the cache
+STEPS = 40  # of Newton's method; what it has not solved by then is left to the breakpoints
+ROUNDED = 2  # units of rounding of w·x that count as none
 
 
 class Nearest(NamedTuple):
@@ -45,8 +48,9 @@ def nearest(
 
     Without the box it is x₀ + λ w with λ = (v − b − w·x₀) / |w|². In the box it is
     x(λ) = clip(x₀ + λ w, 0, 1) by the conditions of Karush, Kuhn and Tucker, and w·x(λ) is
-    non-decreasing and piecewise linear in λ: a binary search over its 2n breakpoints finds the
-    piece, and on it the point follows by interpolation. No iteration, no tolerance.
+    non-decreasing and piecewise linear in λ. Newton's method mostly finds the piece in eight steps,
+    and from there the solution but for rounding; where it does not, a binary search over the 2n
+    breakpoints does, and the point follows by interpolation.
 
     There is such a point in the box if and only if v lies in the range of w·x + b over the box,
     which is known exactly (`box_range`), up to the rounding of that sum.
@@ -60,8 +64,18 @@ def nearest(
     box : bool
         Whether x has to lie in [0, 1]ⁿ; the start need not.
     """
+    rows = max(1, TOGETHER // start.shape[1])
+    parts = [x.split(rows) for x in (start, weight, bias, wanted, relation)]
+    found = [_nearest(*part, box=box) for part in zip(*parts, strict=True)]
+    return Nearest(*(torch.cat(x) for x in zip(*found, strict=True)))
+
+
+def _nearest(
+    start: Tensor, weight: Tensor, bias: Tensor, wanted: Tensor, relation: Tensor, *, box: bool
+) -> Nearest:
+    """`nearest` of a few rows."""
     origin = start.clamp(0, 1) if box else start
-    at_origin = (weight * origin).sum(dim=1) + bias
+    at_origin = torch.linalg.vecdot(weight, origin) + bias
     stays = violation(at_origin, wanted, relation) == 0
     if not box:
         square = weight.square().sum(dim=1)
@@ -79,13 +93,45 @@ def nearest(
             ((relation == AT_LEAST) | (wanted >= low - rounding))
             & ((relation == AT_MOST) | (wanted <= high + rounding))
         )
-        point = _on_plane_in_box(start, weight, wanted - bias)
+        level = torch.minimum(torch.maximum(wanted, low), high) - bias
+        end = (wanted >= high).to(weight.dtype) - (wanted <= low).to(weight.dtype)
+        point = _on_plane_in_box(start, weight, level, end * LARGEST)
     point = torch.where(stays[:, None], origin, point)
     return Nearest(torch.where(feasible[:, None], point, start), feasible)
 
 
-def _on_plane_in_box(start: Tensor, weight: Tensor, wanted: Tensor) -> Tensor:
-    """clip(x₀ + λ w, 0, 1) with w·x = v, (B, n); the nearer corner where v is out of reach."""
+def _on_plane_in_box(start: Tensor, weight: Tensor, wanted: Tensor, first: Tensor) -> Tensor:
+    """clip(x₀ + λ w, 0, 1) with w·x = v, (B, n), v within reach; Newton's method starts at the
+    first λ (B,)."""
+    point, solved = _by_newton(start, weight, wanted, first)
+    if not bool(solved.all()):
+        left = ~solved
+        point[left] = _by_breakpoints(start[left], weight[left], wanted[left])
+    return point
+
+
+def _by_newton(
+    start: Tensor, weight: Tensor, wanted: Tensor, first: Tensor
+) -> tuple[Tensor, Tensor]:
+    """`_on_plane_in_box`, and whether w·x = v, (B,) bool, after at most `STEPS` steps."""
+    multiplier, square = first, weight.square()
+    allowed = ROUNDED * torch.finfo(weight.dtype).eps * weight.abs().sum(dim=1)
+    free, point = torch.empty_like(start), torch.empty_like(start)
+    for _ in range(STEPS):
+        torch.addcmul(start, multiplier[:, None], weight, out=free)
+        torch.clamp(free, 0, 1, out=point)
+        error = wanted - torch.linalg.vecdot(weight, point)
+        solved = error.abs() <= allowed
+        if bool(solved.all()):
+            break
+        slope = torch.linalg.vecdot(square, free.eq_(point))  # of the pixels that still move
+        step = torch.where(solved | (slope == 0), 0, error / slope)
+        multiplier = (multiplier + step).clamp(-LARGEST, LARGEST)
+    return point, solved
+
+
+def _by_breakpoints(start: Tensor, weight: Tensor, wanted: Tensor) -> Tensor:
+    """`_on_plane_in_box` by a search over all λ at which a pixel reaches 0 or 1."""
     moves = weight != 0
     safe = torch.where(moves, weight, 1)
     ends = torch.stack([-start / safe, (1 - start) / safe])
