@@ -51,8 +51,8 @@ class Completion(NamedTuple):
     deviation: NDArray[Any] | None
 
 
-class _NoMemory:
-    """Nothing is kept of an interrupted completion: it takes seconds."""
+class NoMemory:
+    """Keeps nothing of an interrupted method: what lies outside the pipeline starts anew."""
 
     def load(self) -> dict[str, Any]:
         return {}
@@ -143,7 +143,7 @@ def complete(observed: Tensor, *, method: str, params: Params) -> Completion:
     if not path.exists():
         raise Refusal(f"{path} is missing; `dvc repro train@{entry.network}` makes it")
     network, _ = load_checkpoint(path)
-    given: dict[str, Any] = {"callback": lambda step, loss, estimate: None, "memory": _NoMemory()}
+    given: dict[str, Any] = {"callback": lambda step, loss, estimate: None, "memory": NoMemory()}
     taken = inspect.signature(function).parameters
     answer = function(
         network,
@@ -225,24 +225,25 @@ def _laid_out(rows: Sequence[Sequence[Panel]], *, title: str) -> Image.Image:
     return sheet
 
 
-def check_target(path: Path, *, source: Path) -> None:
-    """Refuse what cannot become a picture before any work is done.
+def check_target(path: Path, *, sources: Sequence[Path], suffix: str) -> None:
+    """Refuse what cannot be written before any work is done.
 
     Raises
     ------
     Refusal
-        When it is no .png, its folder is missing or not writable, it is a folder, or the source.
+        When the name ends otherwise, its folder is missing or not writable, it is a folder, or one
+        of the sources.
     """
-    if path.suffix.lower() != ".png":
-        raise Refusal(f"--out {path}: a name that ends in .png is needed")
+    if path.suffix.lower() != suffix:
+        raise Refusal(f"--out {path}: a name that ends in {suffix} is needed")
     if not path.parent.is_dir():
         raise Refusal(f"--out {path}: the folder {path.parent} is missing; make it first")
     if path.is_dir():
         raise Refusal(f"--out {path} is a folder; name a file")
     if not os.access(path.parent, os.W_OK):
         raise Refusal(f"--out {path}: the folder {path.parent} is not writable")
-    if path.exists() and source.exists() and path.samefile(source):
-        raise Refusal(f"--out {path} would overwrite the image itself; name another file")
+    if path.exists() and any(source.exists() and path.samefile(source) for source in sources):
+        raise Refusal(f"--out {path} would overwrite what is read; name another file")
 
 
 def write_picture(path: Path, picture: Image.Image) -> None:
@@ -258,7 +259,7 @@ def main(image: Path, mask: str, method: str | None, out: Path) -> None:
     chosen = method or next((name for name in PREFERRED if name in names), "ridge")
     small = out.with_name(f"{out.stem}_28x28.png")
     for target in (out, small):
-        check_target(target, source=image)
+        check_target(target, sources=(image, Path(mask)), suffix=".png")
     hidden = mask_of(mask, params)
     converted = convert(image)
     seen = converted.image.astype(np.float32) / 255

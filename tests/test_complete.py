@@ -164,7 +164,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no folder": ({"out": Path("nowhere/sheet.png")}, "make it first"),
     "not a picture": ({"out": Path("sheet.txt")}, "ends in .png"),
     "a folder": ({"out": Path("folder.png")}, "is a folder"),
-    "itself": ({"out": Path("seven.png")}, "overwrite the image itself"),
+    "itself": ({"out": Path("seven.png")}, "overwrite what is read"),
 }
 
 
