@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from stages.artifacts import (
     FORMAT,
+    dataset_of,
     load_checkpoint,
     read_arrays,
     read_split,
@@ -100,7 +101,7 @@ def _natural(key: str) -> list[tuple[int, str]]:
     return [(int(part or 0), rest) for part, rest in re.findall(r"(\d*)(\D*)", key)]
 
 
-def read_network(path: Path, *, shape: tuple[int, ...]) -> nn.Module:
+def read_network(path: Path, *, shape: tuple[int, ...]) -> tuple[nn.Module, str | None]:
     """The classifier of a checkpoint: one of the pipeline's, or any file of tensors.
 
     Parameters
@@ -108,6 +109,13 @@ def read_network(path: Path, *, shape: tuple[int, ...]) -> nn.Module:
     path : Path
     shape : tuple of int
         Of the images that it was trained on.
+
+    Returns
+    -------
+    network : Module
+        With ``layers``, ``mean`` and ``shape``.
+    dataset : str or None
+        That it was trained on, where the file says so.
 
     Raises
     ------
@@ -131,16 +139,17 @@ def read_network(path: Path, *, shape: tuple[int, ...]) -> nn.Module:
             ) from None
         raise Refusal(f"{path} is not a whole safetensors file ({error})") from None
     if ours:
-        network, _ = load_checkpoint(path)
+        network, header = load_checkpoint(path)
+        dataset = str(header["dataset"])
         if getattr(network, "shape", shape) != shape:
             raise Refusal(f"{path} takes images of {network.shape}, those of --data have {shape}")
     else:
-        network = Plain(tensors, shape=shape, path=path)
+        network, dataset = Plain(tensors, shape=shape, path=path), None
     try:
         two_hidden_layers(network)
     except Refusal as refusal:
         raise Refusal(f"{path}: {refusal}") from None
-    return network
+    return network, dataset
 
 
 def read_images(path: Path, *, option: str) -> dict[str, Tensor]:
@@ -190,7 +199,7 @@ def _pixels(array: NDArray[Any], *, where: str) -> Tensor:
     return torch.from_numpy(array.astype(np.float32))
 
 
-def held_out_for(images: Tensor, given: Tensor | None) -> Tensor:
+def held_out_for(images: Tensor, given: Tensor | None, *, dataset: str | None) -> Tensor:
     """As many images that the classifier never saw, (n, *shape): the null control.
 
     Parameters
@@ -198,6 +207,8 @@ def held_out_for(images: Tensor, given: Tensor | None) -> Tensor:
     images : (n, *shape)
     given : (m, *shape) or None
         None takes the pipeline's validation images, which no network is trained on.
+    dataset : str or None
+        That the classifier was trained on, if known: others of its images must be held out.
 
     Raises
     ------
@@ -209,6 +220,12 @@ def held_out_for(images: Tensor, given: Tensor | None) -> Tensor:
             raise Refusal(
                 "no held-out images: give --null FILE, or `held_out` in --data, or make the "
                 "pipeline's with `dvc repro split`"
+            )
+        present = dataset_of(split_path("validation"))
+        if dataset not in (None, present):
+            raise Refusal(
+                f"the classifier was trained on {dataset}, the pipeline's validation images are of "
+                f"{present}: give --null FILE"
             )
         given, _ = read_split("validation")
     if given.shape[1:] != images.shape[1:]:
@@ -274,7 +291,7 @@ def audit(network: nn.Module, truth: Truth, settings: dict[str, Any], params: Pa
         bar.update()
 
     nothing = truth.images[:0].unflatten(1, network.shape)
-    candidates = sparse_span.reconstruct(
+    answer = sparse_span.reconstruct(
         network,
         nothing,
         **settings,
@@ -282,6 +299,7 @@ def audit(network: nn.Module, truth: Truth, settings: dict[str, Any], params: Pa
         memory=NoMemory(),
     )
     bar.close()
+    candidates = answer["estimate"] if isinstance(answer, dict) else answer
     seconds = time.time() - started
     scoring = params.scoring
     scores = score_training_data(
@@ -339,8 +357,8 @@ def main(checkpoint: Path, data: Path, null: Path | None, settings: str, out: Pa
     arrays = read_images(data, option="--data")
     images = arrays["images"]
     given = read_images(null, option="--null")["images"] if null else arrays.get("held_out")
-    held_out = held_out_for(images, given)
-    network = read_network(checkpoint, shape=tuple(images.shape[1:]))
+    network, dataset = read_network(checkpoint, shape=tuple(images.shape[1:]))
+    held_out = held_out_for(images, given, dataset=dataset)
     mean = network.get_buffer("mean")
     truth = Truth(
         images=images.flatten(1),

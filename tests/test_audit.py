@@ -144,7 +144,7 @@ def test_layers_are_ordered_by_their_numbers(tmp_path: Path) -> None:
         torch.nn.Linear(4, 1, bias=False),
     )
     save_file(dict(sequential.state_dict()), tmp_path / "net.safetensors")
-    network = audit.read_network(tmp_path / "net.safetensors", shape=(28, 28))
+    network, _ = audit.read_network(tmp_path / "net.safetensors", shape=(28, 28))
     weights, _ = two_hidden_layers(network)
     assert [tuple(weight.shape) for weight in weights] == [(5, 784), (4, 5), (1, 4)]
     torch.testing.assert_close(weights[1], sequential.state_dict()["10.weight"])
@@ -199,7 +199,7 @@ def test_a_pickle_is_not_read_and_the_line_that_converts_it_works(
     monkeypatch.chdir(tmp_path)
     _, _, command = str(refusal.value).partition('python -c "')
     exec(compile(command.rstrip('"'), "command", "exec"), {})  # noqa: S102
-    network = audit.read_network(Path("net.safetensors"), shape=(28, 28))
+    network, _ = audit.read_network(Path("net.safetensors"), shape=(28, 28))
     torch.testing.assert_close(two_hidden_layers(network)[0][0], torch.full((5, 784), 0.01))
 
 
@@ -214,7 +214,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "flat": ({"data": Path("flat.npy")}, "(n, rows, columns) is needed"),
     "integers": ({"data": Path("integers.npy")}, "bytes, or floats from 0 to 1"),
     "range": ({"data": Path("range.npy")}, "values from 0 to 255; 0 to 1 is allowed"),
-    "other size": ({"data": Path("small.npy")}, "(8, 8); give --null FILE"),
+    "other size": ({"data": Path("small.npy")}, "those of --data have (8, 8)"),
+    "null of other size": ({"null": Path("small.npy")}, "(8, 8), the others (28, 28); give"),
     "few held out": ({"null": Path("two.npy")}, "2 held-out images that are not in --data; 9"),
     "the same": ({"null": Path("data.npz")}, "0 held-out images that are not in --data; 9"),
     "no folder": ({"out": Path("none/audit.json")}, "make it first"),
@@ -242,16 +243,20 @@ def test_bad_input_is_one_line_and_leaves_nothing(case: str, workspace: Path) ->
 def test_held_out_images_come_from_the_file_the_option_or_the_pipeline(workspace: Path) -> None:
     images = torch.rand(4, 28, 28, generator=torch.Generator().manual_seed(0))
     own = torch.cat([images[:1], 1 - images])  # one of them is no held-out one
-    torch.testing.assert_close(audit.held_out_for(images, own), own[1:])
+    torch.testing.assert_close(audit.held_out_for(images, own, dataset=None), own[1:])
     np.savez("with.npz", images=images.numpy(), held_out=(own.numpy() * 255).astype(np.uint8))
     arrays = audit.read_images(Path("with.npz"), option="--data")
     torch.testing.assert_close(arrays["held_out"], own, atol=1 / 255, rtol=0)
     with np.load("data/validation.npz") as file:
         expected = torch.from_numpy(file["images"][:4]).float() / 255
-    torch.testing.assert_close(audit.held_out_for(images, None), expected)
+    for dataset in (None, "digits"):
+        found = audit.held_out_for(images, None, dataset=dataset)
+        torch.testing.assert_close(found, expected)
+    with pytest.raises(Refusal, match=r"trained on mnist, .* are of digits: give --null FILE"):
+        audit.held_out_for(images, None, dataset="mnist")
     Path("data/validation.npz").unlink()
-    with pytest.raises(Refusal, match="give --null FILE"):
-        audit.held_out_for(images, None)
+    with pytest.raises(Refusal, match="give --null FILE, or `held_out`"):
+        audit.held_out_for(images, None, dataset=None)
 
 
 def test_the_command_line(

@@ -218,7 +218,7 @@ def test_a_publication_lands_in_the_database_and_in_the_bucket(
     finished: Path, tracking: str, database: Database, storage: str
 ) -> None:
     """Whoever publishes knows the server's address alone: no password, no key."""
-    server = {"MLFLOW_TRACKING_URI": tracking, "NO_PROXY": HERE, "no_proxy": HERE}
+    server: dict[str, Any] = {"MLFLOW_TRACKING_URI": tracking, "NO_PROXY": HERE, "no_proxy": HERE}
     assert published(finished, **server) == (ALL, 0)
     assert published(finished, **server) == (0, ALL)
     assert database.query("SELECT count(*) FROM runs WHERE status = 'FINISHED'") == str(ALL)
