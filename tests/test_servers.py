@@ -28,7 +28,7 @@ from conftest import TINY, environment, execute
 ALL = len(TINY["networks"]) + len(TINY["runs"])
 HERE = "127.0.0.1"
 ARTIFACTS, CACHE = "mlflow-artifacts", "dvc-cache"  # buckets
-PATIENCE = 180  # seconds in which a server has to come up before the test gives up on it
+PATIENCE = 600  # seconds in which a server has to come up before the test gives up on it
 KEYS: dict[str, Any] = {
     "AWS_ACCESS_KEY_ID": "retrace",
     "AWS_SECRET_ACCESS_KEY": "not-a-secret",
@@ -124,7 +124,8 @@ def database() -> Iterator[Database]:
     programs = folders[-1]
     user: dict[str, Any] = {}
     if os.geteuid() == 0:
-        entry = next((e for e in pwd.getpwall() if e.pw_name in ("postgres", "nobody")), None)
+        entries = {entry.pw_name: entry for entry in pwd.getpwall()}
+        entry = entries.get("postgres") or entries.get("nobody")
         if entry is None:
             pytest.skip("no user that PostgreSQL could run as: neither postgres nor nobody")
         user = {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": []}
