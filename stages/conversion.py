@@ -36,6 +36,7 @@ BOX = 20  # pixels of the box that the ink fills
 CENTRE = 14  # index of the pixel at which the centre of mass of MNIST's images lies (14.0 +- 0.3)
 INK = 0.2  # share of the full contrast above which a pixel counts as ink
 LARGEST = 2048  # pixels of a side, above which an image is first averaged over blocks
+PROGRAMS = ("EPS",)  # read by running a foreign program (Ghostscript), which no image may do here
 CONTRAST = 1 / 32  # of the range: what differs less is blank paper
 LUMINANCE = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
 
@@ -93,7 +94,9 @@ def read_image(path: Path) -> Image.Image:
             # Pillow only warns up to twice its limit. Its other warnings are of metadata.
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as file:
+            Image.init()
+            formats = [name for name in Image.OPEN if name not in PROGRAMS]
+            with Image.open(path, formats=formats) as file:
                 file.load()
                 return ImageOps.exif_transpose(file)
     except FileNotFoundError:

@@ -151,13 +151,25 @@ def test_an_image_of_many_pixels_gives_the_same(tmp_path: Path) -> None:
         (b"", "not an image"),
         (b"\x89PNG\r\n\x1a\n" + bytes(30), "not an image"),
         ("truncated", "not an image"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", "not an image"),
         (None, "is missing"),
         ("folder", "is a folder"),
         (Image.new("L", (50, 50), 255), "blank"),
         (Image.new("RGBA", (50, 50), (0, 0, 0, 0)), "blank"),
         (Image.new("L", (1, 1), 9), "blank"),
     ],
-    ids=["text", "empty", "header", "truncated", "missing", "folder", "paper", "clear", "pixel"],
+    ids=[
+        "text",
+        "empty",
+        "header",
+        "truncated",
+        "program",
+        "missing",
+        "folder",
+        "paper",
+        "clear",
+        "pixel",
+    ],
 )
 def test_what_is_no_image_is_one_line(content: Any, said: str, tmp_path: Path) -> None:
     path = tmp_path / "image.png"

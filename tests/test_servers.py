@@ -165,7 +165,7 @@ def database() -> Iterator[Database]:
 
         stack.enter_context(served(server, answers=answers, cwd=folder, **user))
         psql("CREATE DATABASE retrace", "postgres")
-        yield Database(f"postgresql://retrace:{password}@{HERE}:{port}/retrace", psql)
+        yield Database(f"postgresql+psycopg2://retrace:{password}@{HERE}:{port}/retrace", psql)
 
 
 @pytest.fixture(scope="module")
