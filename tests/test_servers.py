@@ -207,7 +207,7 @@ def commit(folder: Path) -> None:
     execute("git", *identity, "commit", "--quiet", "-m", "Reproduce", cwd=folder)
 
 
-def published(folder: Path, **extra: str) -> tuple[int, int]:
+def published(folder: Path, **extra: Any) -> tuple[int, int]:
     """Runs that a publication added, and that were there."""
     output = execute(sys.executable, "-m", "stages.track", cwd=folder, **extra).stdout
     found = re.search(r"(\d+) runs published, (\d+) were there", output)
@@ -219,7 +219,7 @@ def test_a_publication_lands_in_the_database_and_in_the_bucket(
     finished: Path, tracking: str, database: Database, storage: str
 ) -> None:
     """Whoever publishes knows the server's address alone: no password, no key."""
-    server: dict[str, Any] = {"MLFLOW_TRACKING_URI": tracking, "NO_PROXY": HERE, "no_proxy": HERE}
+    server = {"MLFLOW_TRACKING_URI": tracking, "NO_PROXY": HERE, "no_proxy": HERE}
     assert published(finished, **server) == (ALL, 0)
     assert published(finished, **server) == (0, ALL)
     assert database.query("SELECT count(*) FROM runs WHERE status = 'FINISHED'") == str(ALL)
