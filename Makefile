@@ -8,7 +8,7 @@ STORE ?= .
 PORT ?= 5000
 READY := .venv/ready
 
-.PHONY: help setup demo run test track ui plots bench lint constraints
+.PHONY: help setup demo run test servers track ui plots bench lint constraints
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
@@ -30,6 +30,10 @@ run: $(READY) ## the real thing: dvc repro, on the dataset that params.yaml name
 
 test: $(READY) ## the tests
 	python -m pytest --numprocesses 2 --dist loadgroup
+
+servers: $(READY) ## the tests that start PostgreSQL, MLflow's server and a storage (minutes)
+	.venv/bin/pip install --quiet --constraint constraints.txt --editable '.[dev,servers]'
+	RETRACE_SERVERS=1 python -m pytest tests/test_servers.py
 
 track: $(READY) ## publish to MLflow what dvc.lock says (MLFLOW_TRACKING_URI, or the file here)
 	python -m stages.track

@@ -6,7 +6,8 @@ Where the files come from, the first that works:
 2. `data.mirror` in params.yaml (likewise);
 3. torchvision's own mirrors.
 
-The digits of scikit-learn come with that package and need no network.
+The digits of scikit-learn come with that package and need no network. A folder of one's own images
+is read from `data.path`, see stages/folder.py.
 """
 
 import os
@@ -21,10 +22,12 @@ import numpy as np
 
 from stages.artifacts import RAW
 from stages.command import Refusal, run
+from stages.folder import check_classes, read_folder
 from stages.params import load
 
 CLASSES = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "kmnist": "KMNIST"}
 DIGITS = "digits.npz"
+FOLDER = "folder.npz"
 TIMEOUT = 30  # seconds without a byte, after which the next mirror is tried
 MIRROR_VARIABLE = "RETRACE_DATA_MIRROR"
 
@@ -107,8 +110,10 @@ def digits() -> dict[str, Any]:
 
 def main() -> None:
     """Fetch the dataset that data.name names into data/raw/ (RETRACE_DATA_MIRROR, a folder or a
-    URL, comes first, then data.mirror, then torchvision's mirrors)."""
-    data = load().data
+    URL, comes first, then data.mirror, then torchvision's mirrors); a folder of one's own images is
+    converted into it."""
+    params = load()
+    data = params.data
     socket.setdefaulttimeout(TIMEOUT)
     RAW.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".raw.", suffix=".part", dir=RAW.parent) as name:
@@ -117,6 +122,12 @@ def main() -> None:
         if data.name == "digits":
             np.savez_compressed(folder / DIGITS, allow_pickle=False, **digits())
             source = "scikit-learn"
+        elif data.path is not None:
+            arrays = read_folder(Path(data.path).expanduser())
+            networks = {key: network.arguments for key, network in params.networks.items()}
+            check_classes(len(arrays["classes"]), networks)
+            np.savez_compressed(folder / FOLDER, allow_pickle=False, **arrays)
+            source = f"{data.path}, {len(arrays['images'])} images"
         else:
             mirrors = [m for m in (os.environ.get(MIRROR_VARIABLE), data.mirror) if m]
             source = fetch(data.name, folder, mirrors=mirrors)

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 MNIST = ROOT.parent / "shared" / "mnist"  # the four files, where they happen to lie there
 
 TINY: dict[str, Any] = {
-    "data": {"name": "digits", "mirror": None, "validation": 0.2, "seed": 0},
+    "data": {"name": "digits", "path": None, "mirror": None, "validation": 0.2, "seed": 0},
     "networks": {
         "gaussian": {"architecture": "gaussian", "arguments": {}, "training": {}},
         "classifier": {
