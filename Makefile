@@ -27,6 +27,7 @@ demo: $(READY) ## the whole pipeline offline, on scikit-learn's digits, in demo/
 
 run: $(READY) ## the real thing: dvc repro, on the dataset that params.yaml names
 	dvc repro
+	@python -m stages.page --stamp
 
 test: $(READY) ## the tests
 	python -m pytest --numprocesses 2 --dist loadgroup
@@ -41,8 +42,9 @@ ui: $(READY) ## the MLflow UI on localhost (STORE=demo for the demo's runs, PORT
 plots: $(READY) ## dvc plots as one page that works offline: dvc_plots/index.html
 	dvc plots show
 
-report: $(READY) ## tables and pictures: metrics/report/
-	dvc repro report
+report: $(READY) ## what people look at, in one file that works offline: metrics/report.html
+	dvc repro page
+	@python -m stages.page --stamp
 
 bench: $(READY) ## every benchmark, side by side with what a user would do instead
 	@for benchmark in benchmarks/bench_*.py; do python -m benchmarks.$$(basename $$benchmark .py); done
