@@ -8,7 +8,7 @@ STORE ?= .
 PORT ?= 5000
 READY := .venv/ready
 
-.PHONY: help setup demo run test track ui plots bench lint constraints
+.PHONY: help setup demo run test track ui plots report compare bench screenshots lint constraints
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
@@ -46,8 +46,14 @@ report: $(READY) ## what people look at, in one file that works offline: metrics
 	dvc repro page
 	@python -m stages.page --stamp
 
+compare: $(READY) ## two Git revisions side by side (A=..., B=...): metrics/compare.html
+	@python -m stages.compare $(A) $(B)
+
 bench: $(READY) ## every benchmark, side by side with what a user would do instead
 	@for benchmark in benchmarks/bench_*.py; do python -m benchmarks.$$(basename $$benchmark .py); done
+
+screenshots: $(READY) ## the README's pictures of pages, by a browser: docs/pictures/
+	@python -m docs.screenshots
 
 lint: $(READY) ## ruff and mypy
 	ruff check .

@@ -41,7 +41,7 @@ LARGEST = 10_000_000  # bytes: what one may send by e-mail
 PROBLEMS = (imputation, training_data, network_inversion, decoder_inversion, autoencoding)
 PACKAGES = ("torch", "numpy", "scipy", "scikit-image", "scikit-learn", "dvc", "mlflow")
 STAMP = "<!-- state of the repository: python -m stages.page --stamp -->"
-Facts = Sequence[tuple[str, str]]
+Facts = Sequence[Sequence[str]]
 
 
 def sections(state: State) -> list[Section]:
@@ -65,7 +65,7 @@ def asdict_of(entry: Any) -> dict[str, Any]:
     return content
 
 
-def dataset_facts() -> Facts:
+def dataset_facts() -> list[tuple[str, str]]:
     """The dataset's name, sizes, source and a digest of all its arrays."""
     dataset = read_json(DATASET)
     digest = hashlib.sha256(json.dumps(dataset["sha256"], sort_keys=True).encode()).hexdigest()
@@ -99,20 +99,24 @@ def git(*arguments: str) -> str:
     return "" if result.returncode else result.stdout.strip()
 
 
-def repository_facts() -> Facts:
+def repository_facts() -> list[tuple[str, str]]:
     """Git commit, sum of dvc.lock, versions and machine, as they are now."""
     commit = git("rev-parse", "HEAD") or "unknown (no Git repository)"
     if git("status", "--porcelain", "--untracked-files=no"):
         commit += ", with changes that are not committed"
     lock = hashlib.sha256(LOCK.read_bytes()).hexdigest() if LOCK.exists() else "missing"
-    versions = [f"Python {platform.python_version()}"]
-    versions += [f"{name} {metadata.version(name)}" for name in PACKAGES]
     return [
         ("Git commit", commit),
         ("dvc.lock", f"sha256 {lock}"),
-        ("versions", ", ".join(versions)),
+        ("versions", versions()),
         ("machine", machine()),
     ]
+
+
+def versions() -> str:
+    """Of Python and the packages that numbers depend on."""
+    found = [f"{name} {metadata.version(name)}" for name in PACKAGES]
+    return ", ".join([f"Python {platform.python_version()}", *found])
 
 
 def machine() -> str:

@@ -48,6 +48,7 @@ def section(state: State) -> Section:
         figure = report.code_size_figure(
             runs, read_json(BASELINES)["pca_mse"], dataset=state.dataset
         )
+    figure.axes[0].set_title("")  # the page has it
     blocks.append(
         Chart(
             "What the bottleneck costs",
@@ -62,7 +63,7 @@ def section(state: State) -> Section:
         for name, s in runs.items()
         if (seconds := training_seconds(state, s["network"])) is not None
     ]
-    if points:
+    if len(points) > 1:
         blocks.append(
             Chart(
                 "Quality against seconds",

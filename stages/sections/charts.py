@@ -18,6 +18,8 @@ from matplotlib.figure import Figure
 INK, LINE, FAINT = "#010203", "#040506", "#777777"  # stand for the page's own colours
 SIZE = (5.2, 3.7)  # inches; on a phone, 9 points stay legible
 MARKERS = "osD^vP*Xph<>"
+LETTER = 5.4  # points that a letter of a name takes
+SHIFTS = [0, 7, -7, *(sign * step for step in range(12, 80, 6) for sign in (1, -1))]  # points
 
 
 class Point(NamedTuple):
@@ -119,34 +121,43 @@ def tradeoff(
 
 
 def _name_points(figure: Figure, axes: Any, points: Sequence[Point]) -> None:
-    """Write each point's name beside it, moved down where another name is in the way, and to the
-    left near the right edge."""
+    """Write each point's name near it, where it covers neither another name nor another point, with
+    a line to it where that is not beside it."""
     figure.canvas.draw()
-    width, height = 5.6, 11.0  # of a letter, in points on paper
-    scale = 72 / figure.dpi
-    edge = axes.get_window_extent().x1 * scale
-    taken: list[tuple[float, float, float]] = []  # left, right, middle
-    places = [(tuple(scale * axes.transData.transform((p.seconds, p.value))), p) for p in points]
-    for (x, y), point in sorted(places, key=lambda place: -place[0][1]):
-        length = width * len(point.label)
-        to_left = x + 8 + length > edge + 4
-        left = x - 8 - length if to_left else x + 8
-        middle = y
-        while any(
-            left < right and left + length > begin and abs(middle - other) < height
-            for begin, right, other in taken
-        ):
-            middle -= 2
-        taken.append((left, left + length, middle))
+    scale = 72 / figure.dpi  # all lengths in points on paper
+    frame = axes.get_window_extent()
+    left_edge, right_edge = scale * frame.x0, scale * frame.x1 + 4
+    bottom, top = scale * frame.y0, scale * frame.y1 + 6
+    places = [scale * axes.transData.transform((p.seconds, p.value)) for p in points]
+    taken = [(x - 5, y - 5, x + 5, y + 5) for x, y in places]
+
+    def crossings(box: tuple[float, float, float, float]) -> float:
+        inside = box[0] >= left_edge and box[2] <= right_edge and box[1] >= bottom and box[3] <= top
+        covered = sum(
+            box[0] < other[2] and other[0] < box[2] and box[1] < other[3] and other[1] < box[3]
+            for other in taken
+        )
+        return covered + 10 * (not inside)
+
+    for (x, y), point in sorted(zip(places, points, strict=True), key=lambda pair: -pair[0][1]):
+        length = LETTER * len(point.label)
+        offsets = [(8 if right else -8 - length, dy) for dy in SHIFTS for right in (True, False)]
+        offsets += [(-length / 2, dy) for dy in SHIFTS if abs(dy) > 10]
+        boxes = [(x + dx, y + dy - 5, x + dx + length, y + dy + 5) for dx, dy in offsets]
+        best = min(range(len(boxes)), key=lambda i: (crossings(boxes[i]), abs(offsets[i][1]), i))
+        taken.append(boxes[best])
+        dx, dy = offsets[best]
         axes.annotate(
             point.label,
             (point.seconds, point.value),
-            xytext=(-8 if to_left else 8, middle - y),
+            xytext=(dx, dy),
             textcoords="offset points",
-            ha="right" if to_left else "left",
             va="center",
             fontsize=9,
             color=FAINT if point.trivial else INK,
+            arrowprops={"arrowstyle": "-", "color": FAINT, "linewidth": 0.6, "shrinkB": 4}
+            if abs(dy) > 10
+            else None,
         )
 
 

@@ -59,7 +59,7 @@ def section(state: State) -> Section:
         on_range_table(runs, order=by_error),
         off_range_table(runs, order=by_mse),
         precision_chart(runs, order=by_error),
-        tradeoff(runs),
+        *([tradeoff(runs)] if len(runs) > 1 else []),
     ]
     pictures, more = shown(state, runs, order=by_error, best=best, nearest=by_mse[0])
     found = runs[best][EXACT]
@@ -204,7 +204,7 @@ def shown(
             errors, what = ((decoded - observed[i]) ** 2).mean(axis=(1, 2)), "MSE"
         else:
             errors = abs(found[reference]["estimate"][i] - codes).max(axis=1)
-            what = "code error"
+            what = "error"
         cases = []
         for case, index in state.choose(f"{PROBLEM}/{kind}", errors).items():
             images = observed[i, index]
@@ -223,7 +223,7 @@ def shown(
                     )
                 )
             low, high = errors[index].min(), errors[index].max()
-            note = f"{what} of {short(reference, PROBLEM)}: {low:.1e} to {high:.1e}"
+            note = f"{what} of {short(reference, PROBLEM)}: {low:.0e} to {high:.0e}"
             cases.append(Case(case, note, rows))
         groups[names[kind]] = cases
     gallery = Gallery(

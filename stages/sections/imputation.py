@@ -1,5 +1,6 @@
 """Imputation: what each method puts in place of missing pixels."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -61,7 +62,7 @@ def section(state: State) -> Section:
         charts.Point(short(name, PROBLEM), s["seconds"], means[name], trivial(s))
         for name, s in runs.items()
     ]
-    tradeoff = Chart(
+    seconds = Chart(
         "Quality against seconds",
         charts.tradeoff(
             points,
@@ -76,7 +77,7 @@ def section(state: State) -> Section:
     blocks: list[Block] = [
         summary_table(runs, masks, order=order, intervals=intervals),
         mask_table(runs, masks, order=order),
-        tradeoff,
+        *([seconds] if len(points) > 1 else []),
         *gallery,
         *steps,
     ]
@@ -150,7 +151,7 @@ def mask_table(runs: dict[str, Scores], masks: list[str], *, order: list[str]) -
     rows = [
         Row(
             short(name, PROBLEM),
-            [score(runs[name]["masks"][mask], "mse", ".3f") for mask in masks],
+            [score(runs[name]["masks"][mask], "mse", ".4f") for mask in masks],
             trivial=trivial(runs[name]),
         )
         for name in order
@@ -190,7 +191,8 @@ def shown(
             note = f"MSE of {short(best, PROBLEM)}: {low:.3f} to {high:.3f}"
             cases[mask].append(Case(case, note, rows))
     preferred = PREFERRED_MASK if PREFERRED_MASK in masks else masks[0]
-    intervals, steps = {}, []
+    intervals: Intervals = {}
+    steps: list[Steps] = []
     plausible: list[Steps] = []
     first = [n for n in order if not trivial(runs[n])][: FIRST - 1]
     first += [name for name in order if trivial(runs[name])][:1]
@@ -217,7 +219,8 @@ def shown(
                 )
         i = position[preferred]
         if "snapshots" in arrays:
-            steps.append(iterations(arrays, truth, observed, position=i, mask=preferred, run=label))
+            found = iterations(arrays, truth, observed, position=i, mask=preferred, run=label)
+            steps.append(replace(found, open=not steps))
         if arrays.get("samples", truth).ndim == 5:
             plausible.append(
                 samples(arrays, truth, observed, position=i, mask=preferred, run=label)

@@ -122,6 +122,7 @@ class Steps:
     captions: Sequence[str]
     strips: Sequence[Strip]
     caption: str = ""
+    open: bool = True  # whether it is shown before someone asks for it
 
 
 Block = Table | Gallery | Chart | Steps

@@ -55,7 +55,8 @@ def section(state: State) -> Section:
         arrays = state.arrays(name)
         if arrays is not None:
             loaded[name] = network, arrays, s["method"], state.runs[name]["settings"]
-    blocks: list[Block] = [table(runs), *trajectories(loaded), tradeoff(runs)]
+    blocks: list[Block] = [table(runs), *trajectories(loaded)]
+    blocks += [tradeoff(runs)] if len(runs) > 1 else []
     pictures: list[Strip] = []
     for name, run in loaded.items():
         _, answers, method, settings = run
@@ -230,7 +231,12 @@ def nearest(state: State, name: str, run: Run) -> tuple[Gallery, list[Strip]]:
                 strips.signed(answer[index] - start[index]),
                 labels,
             ),
-            Strip("gradient", strips.grey(gradient[index]), f"{case}: where the class looks"),
+            Strip(
+                "gradient",
+                strips.grey(gradient[index]),
+                f"{case}: where the class looks",
+                given=True,
+            ),
         ]
         low, high = distance[index].min(), distance[index].max()
         cases.append(Case(case, f"distance {low:.1f} to {high:.1f}", rows))
@@ -267,11 +273,11 @@ def summary_of(runs: dict[str, Scores], pictures: list[Strip]) -> Summary:
     share = reached / sought if sought else math.nan
     naive = min((s["reached"] for s in runs.values() if "reached" in s), default=None)
     return Summary(
-        headline=f"{share:.1%} of {sought:,} wanted outputs",
+        headline=f"{reached:,} of {sought:,} wanted outputs",
         meaning=f"reached within 1e-6; {proved:,} more are proved impossible",
         pictures=pictures,
         method=f"the best of each of {len(best)} networks and methods",
-        result=number(share, ".1%") if sought else Cell("–"),
+        result=number(share, ".2%") if sought else Cell("–"),
         measure="wanted outputs reached within 1e-6",
         better="higher",
         baseline="–" if naive is None or naive > 0.5 else f"{naive:.0%} (the worst run)",

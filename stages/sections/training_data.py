@@ -1,5 +1,6 @@
 """Training data: which training images a classifier's weights give away."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -75,14 +76,14 @@ def section(state: State) -> Section:
         if name in digits:
             curves[name] = threshold_curve(arrays["estimate"], truth)
         if "snapshots" in arrays and runs[name]["method"] == "kkt":
-            steps.append(iterations(arrays, run=label))
+            steps.append(replace(iterations(arrays, run=label), open=not steps))
     blocks: list[Block] = []
     if digits:
         blocks.append(digits_table(state, digits, order=[n for n in order if n in digits]))
     if coloured:
         blocks.append(colours_table(state, coloured))
     blocks += threshold_charts(state, digits, curves, order=order)
-    if digits:
+    if len(digits) > 1:
         blocks.append(tradeoff(state, digits))
     if groups:
         blocks.append(
