@@ -53,7 +53,7 @@ bench: $(READY) ## every benchmark, side by side with what a user would do inste
 	@for benchmark in benchmarks/bench_*.py; do python -m benchmarks.$$(basename $$benchmark .py); done
 
 screenshots: $(READY) ## the README's pictures of pages, by a browser: docs/pictures/
-	@python -m docs.screenshots
+	@python -m docs.screenshots --store $(STORE)
 
 lint: $(READY) ## ruff and mypy
 	ruff check .

@@ -29,6 +29,7 @@ from stages.page import (
     versions,
     write_page,
 )
+from stages.params import shown
 from stages.sections.model import (
     Block,
     Case,
@@ -88,6 +89,21 @@ def cache_folder() -> Path:
 
     with Repo() as repository:
         return Path(repository.cache.local.path)
+
+
+def differences(before: Any, after: Any, path: str = "") -> list[tuple[str, str, str]]:
+    """Parameters that differ: their path, and both values, empty where there is none."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        keys = list(dict.fromkeys([*before, *after]))
+        found = []
+        for key in keys:
+            inner = f"{path}.{key}" if path else str(key)
+            found += differences(before.get(key), after.get(key), inner)
+        return found
+    if before == after:
+        return []
+    first, second = ("" if value is None else shown(value) for value in (before, after))
+    return [(path, first, second)]
 
 
 def laid_out(revision: str, folder: Path, cache: Path) -> tuple[State, list[str]]:
@@ -234,20 +250,22 @@ def galleries(before: Gallery, after: Gallery) -> Gallery:
     return replace(after, groups=groups)
 
 
-def blocks_of(old: Block | None, new: Block | None) -> Block:
-    """A block of both states, or of the one that has it, whose title says so."""
-    if old is None or new is None or type(old) is not type(new):
-        only = new or old
-        assert only is not None
-        return replace(only, title=f"{only.title} (only in {NAMES[1 if new else 0]})")
+def blocks_of(old: Block | None, new: Block | None) -> list[Block]:
+    """A block of both states; where they cannot be laid over each other, each with its name."""
+    if old is None or new is None or (isinstance(old, Steps) and old.captions != new.captions):  # type: ignore[union-attr]
+        return [
+            replace(block, title=f"{block.title} ({name})")
+            for name, block in zip(NAMES, (old, new), strict=True)
+            if block is not None
+        ]
     if isinstance(old, Table) and isinstance(new, Table):
-        return tables(old, new)
+        return [tables(old, new)]
     if isinstance(old, Gallery) and isinstance(new, Gallery):
-        return galleries(old, new)
+        return [galleries(old, new)]
     if isinstance(old, Steps) and isinstance(new, Steps):
-        return replace(new, strips=strips_of(old.strips, new.strips))
+        return [replace(new, strips=strips_of(old.strips, new.strips))]
     assert isinstance(old, Chart) and isinstance(new, Chart)
-    return new if old.svg == new.svg else replace(new, before=old.svg)
+    return [new if old.svg == new.svg else replace(new, before=old.svg)]
 
 
 def summaries(old: Summary | None, new: Summary | None) -> Summary | None:
@@ -265,7 +283,7 @@ def joined(before: Sequence[Section], after: Sequence[Section]) -> list[Section]
         pairs = paired(
             old.blocks, new.blocks, key=lambda block: (type(block).__name__, block.title)
         )
-        blocks = [blocks_of(*pair) for pair in pairs]
+        blocks = [block for pair in pairs for block in blocks_of(*pair)]
         found.append(replace(new, summary=summaries(old.summary, new.summary), blocks=blocks))
     return found
 
@@ -303,6 +321,7 @@ def main(a: str, b: str) -> None:
     cache = cache_folder()
     parts, facts, seconds = {}, {}, {}
     missing: Mapping[str, list[str]] = {}
+    params = [yaml.safe_load(shown_at(commit, "params.yaml")) for commit in commits.values()]
     with tempfile.TemporaryDirectory(prefix="retrace-compare-") as temporary:
         laid = {}
         for name, commit in commits.items():
@@ -329,6 +348,7 @@ def main(a: str, b: str) -> None:
         seconds=[(name, *(seconds[n].get(name) for n in NAMES)) for name in names],
         states=(f"{a} ({commits['A'][:7]})", f"{b} ({commits['B'][:7]})"),
         missing=missing,
+        parameters=differences(*params),
         stamp=False,
     )
     write_page(COMPARISON, text)

@@ -150,6 +150,7 @@ def rendered(
     seconds: Sequence[Sequence[Any]],
     states: tuple[str, str] | None = None,
     missing: Mapping[str, Sequence[str]] | None = None,
+    parameters: Sequence[tuple[str, str, str]] = (),
     stamp: bool = True,
 ) -> str:
     """The page as HTML.
@@ -165,6 +166,8 @@ def rendered(
         Names of the two states of a comparison.
     missing : dict of list of str, optional
         By state, what could not be shown.
+    parameters : list of (path, value, value)
+        That differ in a comparison.
     stamp : bool
         Whether to leave a place for the state of the repository.
     """
@@ -180,6 +183,7 @@ def rendered(
         seconds=seconds,
         states=states,
         missing=missing or {},
+        parameters=parameters,
         stamp=Markup(STAMP) if stamp else "",  # noqa: S704 (a constant)
         kind=lambda block: kinds[type(block)],
         # Our own files, which are neither escaped nor taken for templates.
