@@ -24,7 +24,7 @@ from stages.command import Refusal, run
 
 PICTURES = Path("docs/pictures")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-COLOURS = 128  # of a picture's palette: small files, and no difference to the eye
+COLOURS = 256  # of a picture's palette: small files, and no difference to the eye
 LARGEST = 200_000  # bytes of a picture
 WAIT = 60_000  # milliseconds
 PATIENCE = 120  # seconds until the server answers

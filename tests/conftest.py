@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 MNIST = ROOT.parent / "shared" / "mnist"  # the four files, where they happen to lie there
 
 TINY: dict[str, Any] = {
-    "data": {"name": "digits", "mirror": None, "validation": 0.2, "seed": 0},
+    "data": {"name": "digits", "path": None, "mirror": None, "validation": 0.2, "seed": 0},
     "networks": {
         "gaussian": {"architecture": "gaussian", "arguments": {}, "training": {}},
         "classifier": {
@@ -277,3 +277,14 @@ def make_workspace() -> Callable[[Path], Path]:
         return folder
 
     return make
+
+
+@pytest.fixture(scope="session")
+def finished(
+    make_workspace: Callable[[Path], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A finished pipeline with tiny parameters, which takes a minute to make. Tests that use it
+    are in the xdist group "pipeline", so that one process makes it once; they leave it as it is."""
+    folder = make_workspace(tmp_path_factory.mktemp("pipeline") / "clone")
+    execute("dvc", "repro", cwd=folder)
+    return folder
