@@ -8,6 +8,7 @@ import re
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from PIL import Image
 from stages import compare, page
 from stages.command import Refusal
 from stages.pictures import MISSING
-from stages.sections import charts, strips
+from stages.sections import charts, imputation, strips
 from stages.sections.model import (
     CASES,
     Case,
@@ -280,3 +281,31 @@ def test_two_states_of_a_pipeline(finished: Path, tmp_path: Path) -> None:
         assert refused.returncode == 2
         assert "not a commit, branch or tag" in refused.stderr, refused.stderr
         assert refused.stderr.count("\n") == 1
+
+
+def test_runs_with_and_without_samples_stand_side_by_side() -> None:
+    def scores(**more: float) -> dict[str, Any]:
+        mask = {"mse": 0.1, "mse_over_ridge": 1.0, "psnr": 10.0, "ssim": 0.5, "agreement": 0.9}
+        rest = {"method": "posterior", "network": "vae", "n": 4, "seconds": 1.0}
+        return {**rest, "masks": {"bottom": {**mask, **more}}}
+
+    runs = {
+        "imputation-one": scores(),
+        "imputation-many": scores(coverage_90=0.875, coverage_90_low=0.8, coverage_90_high=0.9),
+    }
+    table = imputation.summary_table(runs, ["bottom"], order=list(runs), intervals={})
+    place = [column.label for column in table.columns].index("within 90 %")
+    assert [row.cells[place].text for row in table.rows] == ["", "87.5%"]
+
+    truth = np.zeros((2, 28, 28))
+    observed = np.full((1, 2, 28, 28), np.nan)
+    samples = np.full((1, 2, 9, 28, 28), 255, np.uint8)
+    samples[0, :, 0] = 0
+    steps = imputation.samples(
+        {"samples": samples}, truth, observed, position=0, mask="bottom", run="many"
+    )
+    assert len(steps.captions) == 2 + imputation.SAMPLES + 1
+    shown = np.asarray(picture(steps.strips[0].picture).convert("L"))
+    columns = [shown[14, 29 * i + 14] for i in range(2, 2 + imputation.SAMPLES)]
+    assert columns[0] == 0 and all(value >= 254 for value in columns[1:])
+    assert picture(steps.strips[0].error).size == (28, 28)

@@ -43,7 +43,7 @@ PREFERRED_MASK = "bottom"  # on the first screen and along iterations, where the
 FIRST = 6  # methods that the gallery shows before someone asks for more
 WATCHED = 2  # images along iterations
 SAMPLES = 6  # completions of one image
-COVERAGE = "coverage"
+COVERAGE = "coverage_"  # and the interval, in a metrics file of a run that gives samples
 Intervals = dict[str, tuple[float, float]]
 
 
@@ -106,7 +106,12 @@ def summary_table(
     runs: dict[str, Scores], masks: list[str], *, order: list[str], intervals: Intervals
 ) -> Table:
     """Means over masks, the coverage of intervals too where a run gives samples."""
-    covered = [n for n in order if all(COVERAGE in runs[n]["masks"][mask] for mask in masks)]
+    levels = {
+        key: key.removeprefix(COVERAGE)
+        for name in order
+        for key in runs[name]["masks"][masks[0]]
+        if key.startswith(COVERAGE) and not key.endswith(("_low", "_high"))
+    }
     columns = [
         Column("method"),
         Column("network"),
@@ -115,14 +120,22 @@ def summary_table(
         Column("PSNR, dB", "higher", "over missing pixels"),
         Column("SSIM", "higher", "of the completed image"),
         Column("agreement", "higher", "completed images that a classifier labels as the original"),
-        *([Column(COVERAGE, "", "pixels inside their own 90 % interval")] if covered else []),
+        *(
+            Column(f"within {level} %", "", f"missing pixels within their own {level} % interval")
+            for level in levels.values()
+        ),
         Column("seconds"),
     ]
     rows = []
     for name in order:
         s = runs[name]
         means = {k: mean(s, masks, k) for k in ("mse_over_ridge", "psnr", "ssim", "agreement")}
-        cover = number(mean(s, masks, COVERAGE), ".2f") if name in covered else Cell("")
+        covered = [
+            number(mean(s, masks, key), ".1%")
+            if all(key in s["masks"][m] for m in masks)
+            else Cell()
+            for key in levels
+        ]
         rows.append(
             Row(
                 short(name, PROBLEM),
@@ -134,7 +147,7 @@ def summary_table(
                     number(means["psnr"], ".1f"),
                     number(means["ssim"], ".3f"),
                     number(means["agreement"], ".3f"),
-                    *([cover] if covered else []),
+                    *covered,
                     number(s["seconds"], ".1f"),
                 ],
                 trivial=trivial(s),
@@ -273,9 +286,10 @@ def iterations(
 def samples(
     arrays: Arrays, truth: Any, observed: Any, *, position: int, mask: str, run: str
 ) -> Steps:
-    """Several completions of the first images, (masks, images, samples, 28, 28), and where they
-    differ."""
+    """Several completions of the first images, (masks, images, samples, 28, 28) of bytes or in
+    [0, 1], and where they differ."""
     drawn = arrays["samples"][position, :WATCHED, :SAMPLES]
+    drawn = drawn / 255 if drawn.dtype == np.uint8 else drawn
     rows = []
     for i in range(len(drawn)):
         given = observed[position, i]

@@ -212,7 +212,8 @@ class State:
     ) -> dict[str, list[int]]:
         """Positions of the images of each case, by the quantiles of `CASES` of their errors (n,),
         all of them or those at some positions; as before, where this was asked before."""
-        if key not in self.chosen:
+        known = self.chosen.get(key)
+        if known is None or any(i >= len(errors) for index in known.values() for i in index):
             places = np.arange(len(errors)) if among is None else among
             found = cases_of(errors[places])
             self.chosen[key] = {c: [int(places[i]) for i in index] for c, index in found.items()}

@@ -219,6 +219,9 @@ def cases_of_run(
     among = np.flatnonzero(found if found.any() else matched >= 0)
     shape = estimate.shape[1:]
     originals = truth.images.numpy().reshape(-1, *shape)
+    chosen = state.choose(name, errors, among=among)
+    # Images that another state has chosen may have no candidate here.
+    with_candidate = {c: [i for i in index if matched[i] >= 0] for c, index in chosen.items()}
     cases = [
         pair(
             case if found.any() else f"{case}: not identified",
@@ -228,7 +231,8 @@ def cases_of_run(
             kind="training image",
             run=label,
         )
-        for case, index in state.choose(name, errors, among=among).items()
+        for case, index in with_candidate.items()
+        if index
     ]
     if not truth.coloured:
         null = identification.match(
@@ -397,6 +401,8 @@ def first_pair(state: State, name: str) -> list[Strip]:
     similarity = identification.correlations(candidates, truth.images, mean=truth.mean)
     image = state.chosen[name]["median"][0]
     candidate = int(identification.match(similarity).candidates[image])
+    if candidate == identification.UNMATCHED:
+        return []
     original = truth.images.numpy()[image].reshape(1, *estimate.shape[1:])
     return [
         Strip("training image", strips.grey(original), "a training image"),
