@@ -164,6 +164,8 @@ def test_the_best_of_a_column_is_marked_where_one_direction_is_better() -> None:
     assert [table.best(i) for i in range(3)] == [1.0, 3.0, None]
     same = Table("t", [Column("x", "lower")], [rows[0], rows[0]])
     assert same.best(0) is None  # nothing stands out
+    with pytest.raises(ValueError, match="same name"):
+        Table("t", [Column("x"), Column("x")], [])
 
 
 @pytest.mark.parametrize(

@@ -84,8 +84,8 @@ def on_range_table(runs: dict[str, Scores], *, order: list[str]) -> Table:
     for label in PRECISIONS.values():
         columns += [
             Column(f"{label}: error", "lower", "median of ‖z − ẑ‖∞; small: 95 % quantile"),
-            Column("MSE", "lower", "of G(ẑ) against G(z) before rounding"),
-            Column("solved", "higher", "same pixels within what the observation was rounded to"),
+            Column(f"{label}: MSE", "lower", "of G(ẑ) against G(z) before rounding"),
+            Column(f"{label}: solved", "higher", "same pixels within what was rounded away"),
         ]
     rows = []
     for name in order:

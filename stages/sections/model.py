@@ -52,13 +52,24 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of named cells; the best of a column is marked where one direction is better."""
+    """Rows of named cells; the best of a column is marked where one direction is better.
+
+    Raises
+    ------
+    ValueError
+        When two columns have one name: a comparison could not tell them apart.
+    """
 
     title: str
     columns: Sequence[Column]
     rows: Sequence[Row]
     note: str = ""
     first: str = "run"
+
+    def __post_init__(self) -> None:
+        labels = [column.label for column in self.columns]
+        if len(set(labels)) < len(labels):
+            raise ValueError(f"{self.title}: columns of the same name: {labels}")
 
     def best(self, position: int) -> float | None:
         """The best value of a column, or None where no direction is better or all are alike."""
