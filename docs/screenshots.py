@@ -155,6 +155,18 @@ def open_charts(page: Any, address: str, experiment: str, *, search: str) -> Non
     page.wait_for_function(loaded, timeout=WAIT)
 
 
+def enlarge(page: Any, chart: str) -> None:
+    """Show one of MLflow's charts alone, over the whole page."""
+    cards = "[...document.querySelectorAll('[data-testid=experiment-view-compare-runs-card]')]"
+    card = f"{cards}.find(e => e.innerText.trim().startsWith({json.dumps(chart)}))"
+    page.wait_for_function(f"Boolean({card})", timeout=WAIT)
+    page.evaluate(f"{card}.querySelector('button').click()")
+    page.wait_for_function(
+        "[...document.querySelectorAll('[role=dialog] img')].some(i => i.naturalWidth > 0)",
+        timeout=WAIT,
+    )
+
+
 def close_assistant(page: Any) -> None:
     """Close the column that covers a part of MLflow's pages, where it is open."""
     # At once, by the page itself: on a busy machine the button never rests for a mouse.
@@ -201,7 +213,10 @@ def main(store: Path) -> None:
             page.set_viewport_size({"width": 1500, "height": 1000})
             open_comparison(page, address, "imputation", order_by=["metrics.`bottom/mse` ASC"])
             take(page, "mlflow_comparison")
-            open_charts(page, address, "imputation", search="bottom/(mse|ssim|loss|completed)")
+            page.set_viewport_size({"width": 1500, "height": 3200})  # charts are made when in view
+            open_charts(page, address, "imputation", search="bottom/mse$")
+            enlarge(page, "bottom/completed")
+            page.set_viewport_size({"width": 1500, "height": 1000})
             take(page, "mlflow_imputation")
 
 
