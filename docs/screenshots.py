@@ -156,7 +156,8 @@ def open_charts(page: Any, address: str, experiment: str, *, search: str) -> Non
 
 
 def enlarge(page: Any, chart: str) -> None:
-    """Show one of MLflow's charts alone, over the whole page."""
+    """Show one of MLflow's charts alone, over the whole page, without the parameters under each
+    run's name, which would make its column as wide as they are long."""
     cards = "[...document.querySelectorAll('[data-testid=experiment-view-compare-runs-card]')]"
     card = f"{cards}.find(e => e.innerText.trim().startsWith({json.dumps(chart)}))"
     page.wait_for_function(f"Boolean({card})", timeout=WAIT)
@@ -164,6 +165,10 @@ def enlarge(page: Any, chart: str) -> None:
     page.wait_for_function(
         "[...document.querySelectorAll('[role=dialog] img')].some(i => i.naturalWidth > 0)",
         timeout=WAIT,
+    )
+    page.evaluate(
+        "[...document.querySelectorAll('[role=dialog] *')].forEach(e => {"
+        " if (!e.children.length && e.textContent.startsWith('problem=')) e.style.display = 'none' })"
     )
 
 
