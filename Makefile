@@ -8,7 +8,7 @@ STORE ?= .
 PORT ?= 5000
 READY := .venv/ready
 
-.PHONY: help setup demo run test servers track ui plots bench lint constraints
+.PHONY: help setup demo run test servers track ui plots report compare bench screenshots lint constraints
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
@@ -27,6 +27,7 @@ demo: $(READY) ## the whole pipeline offline, on scikit-learn's digits, in demo/
 
 run: $(READY) ## the real thing: dvc repro, on the dataset that params.yaml names
 	dvc repro
+	@python -m stages.page --stamp
 
 test: $(READY) ## the tests
 	python -m pytest --numprocesses 2 --dist loadgroup
@@ -45,11 +46,18 @@ ui: $(READY) ## the MLflow UI on localhost (STORE=demo for the demo's runs, PORT
 plots: $(READY) ## dvc plots as one page that works offline: dvc_plots/index.html
 	dvc plots show
 
-report: $(READY) ## tables and pictures: metrics/report/
-	dvc repro report
+report: $(READY) ## what people look at, in one file that works offline: metrics/report.html
+	dvc repro page
+	@python -m stages.page --stamp
+
+compare: $(READY) ## two Git revisions side by side (A=..., B=...): metrics/compare.html
+	@python -m stages.compare $(A) $(B)
 
 bench: $(READY) ## every benchmark, side by side with what a user would do instead
 	@for benchmark in benchmarks/bench_*.py; do python -m benchmarks.$$(basename $$benchmark .py); done
+
+screenshots: $(READY) ## the README's pictures of pages, by a browser: docs/pictures/
+	@python -m docs.screenshots --store $(STORE)
 
 lint: $(READY) ## ruff and mypy
 	ruff check .

@@ -247,7 +247,7 @@ def report_picture(
     shown = [groups.index("on_range_float64"), groups.index(OFF_RANGE)]
     rows = {"image": np.concatenate([observations["observed"][i][:SHOWN] for i in shown])}
     for name, estimate in estimates.items():
-        rows[short(name)] = np.concatenate([_decoded(network, estimate[i][:SHOWN]) for i in shown])
+        rows[short(name)] = np.concatenate([decoded(network, estimate[i][:SHOWN]) for i in shown])
     captions = ["", "", "on range", "", "", "", "", "off range", "", ""]
     return sheet(rows, title=title, columns=captions, scale=2)
 
@@ -261,8 +261,8 @@ def pictures(
 
     def picture(group: int, codes: NDArray[Any]) -> NDArray[np.uint8]:
         given = observations["observed"][group][:COLUMNS]
-        decoded = _decoded(network, codes[:COLUMNS])
-        return mosaic([given, decoded, abs(decoded - given)])
+        output = decoded(network, codes[:COLUMNS])
+        return mosaic([given, output, abs(output - given)])
 
     for i, group in enumerate(groups):
         yield f"{group}/decoded", 0, picture(i, arrays["estimate"][i])
@@ -274,7 +274,7 @@ def pictures(
 
 
 @torch.no_grad()
-def _decoded(network: nn.Module, codes: NDArray[Any]) -> NDArray[Any]:
+def decoded(network: nn.Module, codes: NDArray[Any]) -> NDArray[Any]:
     """(n, d) codes to (n, 28, 28) images by a network in float64."""
     decoded: Tensor = network.decode(torch.from_numpy(codes).double())  # type: ignore[operator]
     return decoded.numpy()

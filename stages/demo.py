@@ -62,13 +62,15 @@ def main() -> None:
     environment = {k: v for k, v in os.environ.items() if k not in ("DVC_ROOT", "PYTHONPATH")}
     if subprocess.run(["dvc", "repro"], cwd=FOLDER, env=environment, check=False).returncode:
         raise Refusal(f"the demo stopped; its files are in {FOLDER}/, your own are untouched")
+    stamp = [sys.executable, "-m", "stages.page", "--stamp"]
+    subprocess.run(stamp, cwd=FOLDER, env=environment, check=True)
     sys.stdout.write("\n" + (FOLDER / "metrics/report/table.md").read_text(encoding="utf-8"))
     print(
         f"""
 These are scikit-learn's digits (8 x 8, resized), not MNIST. Where to look next:
-  {FOLDER}/metrics/report/   the pictures
-  make ui STORE={FOLDER}       compare the runs in the MLflow UI
-  make run             the real thing: the same on MNIST
+  {FOLDER}/metrics/report.html   everything on one page, for a browser
+  make ui STORE={FOLDER}           compare the runs in the MLflow UI
+  make run                 the real thing: the same on MNIST
 params.yaml, dvc.lock and everything else outside {FOLDER}/ are as they were."""
     )
 

@@ -8,7 +8,7 @@ import copy
 import io
 import math
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -18,6 +18,9 @@ from torch import Tensor, nn
 
 from stages.command import Refusal
 from stages.pictures import COLOURS, mosaic, sheet
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 TOLERANCE = 1e-6  # relative error of an output that counts as reached
 EQUAL = 0  # the other relations are -1, at most, and 1, at least
@@ -260,9 +263,18 @@ def change(values: NDArray[Any]) -> NDArray[Any]:
 def units_picture(
     network: nn.Module, arrays: Arrays, method: str, settings: Settings, *, title: str
 ) -> Image.Image:
-    """Units in rows; the image that moved most to shut the unit down, and the answer to each task,
-    white where it is proved that there is none. Beside each the unit's sensitivity there, or once
-    at the end where it is the same everywhere: of a unit that is affine in the image."""
+    """`units_rows` as a sheet."""
+    rows, columns = units_rows(network, arrays, method, settings)
+    return sheet(rows, title=title, columns=columns, scale=3)
+
+
+def units_rows(
+    network: nn.Module, arrays: Arrays, method: str, settings: Settings
+) -> tuple[dict[str, NDArray[Any]], list[str]]:
+    """Units in rows, and the columns' captions: the image that moved most to shut the unit down,
+    and the answer to each task, white where it is proved that there is none. Beside each the unit's
+    sensitivity there, or once at the end where it is the same everywhere: of a unit that is affine
+    in the image."""
     index = shown_units(arrays, settings)  # (units, tasks)
     estimate = arrays["estimate"][index]
     gradient = sensitivity(
@@ -285,7 +297,7 @@ def units_picture(
     for task in [*TASKS, *(f"= {level:g}" for level in settings["levels"])]:
         columns += [task] if affine else [task, "gradient"]
     columns += ["gradient"] if affine else []
-    return sheet(rows, title=title, columns=columns, scale=3)
+    return rows, columns
 
 
 def shown_units(arrays: Arrays, settings: Settings) -> NDArray[Any]:
@@ -395,6 +407,18 @@ def gate_strips(network: nn.Module, arrays: Arrays, index: NDArray[Any]) -> list
 
 
 def affine_chart(runs: Mapping[str, Run]) -> Image.Image:
+    """`affine_figure` as a picture."""
+    from matplotlib import pyplot
+
+    figure = affine_figure(runs)
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=110, metadata={"Software": None})
+    pyplot.close(figure)
+    stream.seek(0)
+    return Image.open(stream).convert("RGB")
+
+
+def affine_figure(runs: Mapping[str, Run]) -> "Figure":
     """Inputs by step of each iterative run, the answer dashed; of a linear network also which
     learning rates converge."""
     import matplotlib
@@ -435,11 +459,7 @@ def affine_chart(runs: Mapping[str, Run]) -> Image.Image:
         axes.axhline(answer, color="#777777", linestyle="dashed", linewidth=0.8)
         axes.set(title="learning rates, bound 1 / w²", xlabel="step", ylabel="input")
         axes.legend(frameon=False, fontsize=8)
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=110, metadata={"Software": None})
-    pyplot.close(figure)
-    stream.seek(0)
-    return Image.open(stream).convert("RGB")
+    return figure
 
 
 def tracked_pictures(run: Run, *, count: int) -> Iterator[tuple[str, int, Any]]:

@@ -4,7 +4,7 @@ import csv
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -29,6 +29,9 @@ from stages.artifacts import (
 from stages.command import run
 from stages.params import Params, load
 from stages.pictures import COLOURS, completed, scale_of, sheet, split_rows, stacked
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 FOLDER = Path("metrics/report")
 TABLE = FOLDER / "table.md"
@@ -155,9 +158,9 @@ def iterations_picture(
     return sheet(rows, title=title, columns=captions, scale=3)
 
 
-def code_size_chart(
-    path: Path, runs: Mapping[str, Scores], pca_mse: Sequence[float], *, dataset: str
-) -> None:
+def code_size_figure(
+    runs: Mapping[str, Scores], pca_mse: Sequence[float], *, dataset: str
+) -> "Figure":
     """MSE against code size: PCA as a curve, each network as a point."""
     import matplotlib
 
@@ -167,12 +170,22 @@ def code_size_chart(
     figure, axes = pyplot.subplots(figsize=(6, 3.6), layout="constrained")
     sizes = range(1, 257)
     axes.plot(sizes, [pca_mse[size] for size in sizes], color="#777777", label="PCA")
-    for (name, scores), marker in zip(runs.items(), "osDv^P*X", strict=False):
-        label = name.removeprefix("autoencoding-")
-        axes.plot(scores["code_size"], scores["mse"], marker, markersize=8, label=label)
+    for i, (name, scores) in enumerate(runs.items()):
+        label, style = name.removeprefix("autoencoding-"), "osDv^P*X"[i % 8]
+        colour = COLOURS[i % len(COLOURS)]
+        axes.plot(
+            scores["code_size"], scores["mse"], style, color=colour, markersize=8, label=label
+        )
     axes.set(xscale="log", yscale="log", xlabel="values in the code", ylabel="MSE, test images")
     axes.set_title(f"What the bottleneck costs ({dataset})")
     axes.legend(frameon=False)
+    return figure
+
+
+def write_figure(path: Path, figure: "Figure") -> None:
+    """Write a chart as a PNG and close it."""
+    from matplotlib import pyplot
+
     with written_whole(path) as temporary:
         # No date and no version in the file: the same numbers give the same bytes.
         figure.savefig(temporary, format="png", dpi=110, metadata={"Software": None})
@@ -285,14 +298,13 @@ def training_data_picture(
     )
 
 
-def training_data_chart(
-    path: Path, curves: Mapping[str, tuple[Sequence[int], Sequence[int]]], *, title: str
-) -> None:
+def training_data_figure(
+    curves: Mapping[str, tuple[Sequence[int], Sequence[int]]], *, title: str
+) -> "Figure":
     """Matches against the threshold: training images solid, held-out images dashed.
 
     Parameters
     ----------
-    path : Path
     curves : dict of (matched, null_matched)
         By run, counts above each threshold of `identification.GRID`.
     title : str
@@ -315,9 +327,25 @@ def training_data_chart(
     axes.set_ylim(bottom=0)
     axes.set_title(title)
     figure.legend(handles=handles, frameon=False, loc="outside right upper")
-    with written_whole(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=110, metadata={"Software": None})
-    pyplot.close(figure)
+    return figure
+
+
+def threshold_curve(
+    estimate: NDArray[Any], truth: identification.Truth
+) -> tuple[list[int], list[int]]:
+    """How many training and held-out images are matched above each threshold of
+    `identification.GRID`, by the same candidates (K, h, w)."""
+    candidates = torch.from_numpy(estimate)
+    matched, null_matched = (
+        identification.counts_above(
+            identification.match(
+                identification.correlations(candidates, images, mean=truth.mean)
+            ).values,
+            identification.GRID,
+        )
+        for images in (truth.images, truth.held_out)
+    )
+    return matched, null_matched
 
 
 def training_rows(params: Params) -> list[dict[str, Any]]:
@@ -336,7 +364,7 @@ def report_autoencoding(
 ) -> list[str]:
     """Draw the autoencoders; give the parts of the table's text."""
     write_picture(FOLDER / "autoencoding.png", autoencoding_picture(runs, truth, title=dataset))
-    code_size_chart(FOLDER / "code_size.png", runs, pca_mse, dataset=dataset)
+    write_figure(FOLDER / "code_size.png", code_size_figure(runs, pca_mse, dataset=dataset))
     return ["### Autoencoding: all test images", autoencoding_table(runs)]
 
 
@@ -402,25 +430,14 @@ def report_training_data(runs: Mapping[str, Scores], params: Params, *, dataset:
         if picture is not None:
             write_picture(FOLDER / f"training_data_{short}.png", picture)
         if not truth.coloured:
-            candidates = torch.from_numpy(estimate)
-            matched, null_matched = (
-                identification.counts_above(
-                    identification.match(
-                        identification.correlations(candidates, images, mean=truth.mean)
-                    ).values,
-                    identification.GRID,
-                )
-                for images in (truth.images, truth.held_out)
-            )
-            curves[f"{short} ({scores['n']})"] = matched, null_matched
+            curves[f"{short} ({scores['n']})"] = threshold_curve(estimate, truth)
     write_rows(FOLDER / "training_data.csv", training_data_rows(runs))
     coloured = {n: s for n, s in runs.items() if "colour_error" in s}
     digits = {n: s for n, s in runs.items() if n not in coloured}
     parts = []
     if digits:
-        training_data_chart(
-            FOLDER / "training_data_curve.png", curves, title=f"Training images found ({dataset})"
-        )
+        figure = training_data_figure(curves, title=f"Training images found ({dataset})")
+        write_figure(FOLDER / "training_data_curve.png", figure)
         parts += [
             "### Training data: images that the weights give away",
             "Candidates are matched one to one with the n training images, and with n held-out "

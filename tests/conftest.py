@@ -277,3 +277,14 @@ def make_workspace() -> Callable[[Path], Path]:
         return folder
 
     return make
+
+
+@pytest.fixture(scope="session")
+def finished(
+    make_workspace: Callable[[Path], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A finished pipeline with tiny parameters, which takes a minute to make. Tests that use it
+    are in the xdist group "pipeline", so that one process makes it once; they leave it as it is."""
+    folder = make_workspace(tmp_path_factory.mktemp("pipeline") / "clone")
+    execute("dvc", "repro", cwd=folder)
+    return folder

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +22,6 @@ pytestmark = pytest.mark.xdist_group("pipeline")
 RAN = re.compile(r"Running stage '([^']+)'")
 INTERVALS = {"mse", "mse_low", "mse_high", "ssim", "ssim_low", "ssim_high", "psnr", "psnr_low"}
 ALL = len(TINY["networks"]) + len(TINY["runs"])  # runs in the store of a finished pipeline
-
-
-@pytest.fixture(scope="module")
-def finished(
-    make_workspace: Callable[[Path], Path], tmp_path_factory: pytest.TempPathFactory
-) -> Path:
-    folder = make_workspace(tmp_path_factory.mktemp("pipeline") / "clone")
-    execute("dvc", "repro", cwd=folder)
-    return folder
 
 
 @pytest.fixture
@@ -172,6 +162,7 @@ def test_only_what_depends_on_a_change_runs_and_back_comes_from_the_cache(
         "reconstruct@imputation-known",
         "score@imputation-known",
         "report",
+        "page",
         "track",
     ]
     write_params(workspace, TINY)
