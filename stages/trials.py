@@ -64,8 +64,7 @@ class Figure(BaseModel):
     rows: str | None = None
 
 
-Choices = Annotated[list[Any], Field(min_length=1)] | Range
-Space = Annotated[dict[str, Choices], Field(min_length=1)]
+Space = Annotated[dict[str, Any], Field(min_length=1)]  # lists of values, or ranges
 
 
 class Trial(NamedTuple):
@@ -139,7 +138,10 @@ def expand(
         )
     # Pydantic has made dictionaries of what it checked.
     drawn = Figure.model_validate(figure) if isinstance(figure, dict) else figure
-    spaces = [{key: _choices(values) for key, values in space.items()} for space in vary]
+    spaces = [
+        {k: _choices(values, where=f"{where}.vary.{i}.{k}") for k, values in space.items()}
+        for i, space in enumerate(vary)
+    ]
     plain = base.model_dump() | {"sweeps": {}}
     for number, space in enumerate(spaces):
         for key in [*space, *fixed]:
@@ -183,8 +185,18 @@ def expand(
     return Sweep(located, drawn)
 
 
-def _choices(values: Any) -> list[Any] | Range:
-    return Range.model_validate(values) if isinstance(values, dict) else values
+def _choices(values: Any, *, where: str) -> list[Any] | Range:
+    if isinstance(values, list) and values:
+        return values
+    if not isinstance(values, dict):
+        raise Refusal(
+            f"params.yaml: {where} = {shown(values)}: a list of at least one value, or a range "
+            "{low, high, scale}, is expected"
+        )
+    try:
+        return Range.model_validate(values)
+    except ValidationError as error:
+        raise refuse(error, where=where) from None
 
 
 def _grid(space: dict[str, list[Any] | Range], *, where: str) -> list[dict[str, Any]]:
