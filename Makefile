@@ -8,7 +8,7 @@ STORE ?= .
 PORT ?= 5000
 READY := .venv/ready
 
-.PHONY: help setup demo run test sweep track ui plots bench lint constraints
+.PHONY: help setup demo run test cluster sweep track ui plots bench lint constraints
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
@@ -30,6 +30,9 @@ run: $(READY) ## the real thing: dvc repro, on the dataset that params.yaml name
 
 test: $(READY) ## the tests
 	python -m pytest --numprocesses 2 --dist loadgroup
+
+cluster: $(READY) ## the tests of a Ray cluster on this machine, which take minutes: pip install .[cluster]
+	RETRACE_CLUSTER=1 python -m pytest tests/test_cluster.py
 
 sweep: $(READY) ## a sweep of params.yaml, by its NAME; RETRACE_WORKERS and RETRACE_ENGINE say where
 	@python -m stages.sweep $(NAME)

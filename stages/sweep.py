@@ -37,8 +37,11 @@ from stages.params import PARAMS, Params, load
 from stages.trials import JUDGES, Figure, Sweep, Trial, sweep_of
 
 FOLDER = Path("data/sweeps")
+NEUTRAL = ("stages/engine.py",)  # where a task runs changes no result
 TABLES = Path("metrics/sweeps")
 SPLITS = ("train", "validation", "test")
+ABREAST = 3  # panels in a row
+WIDE = 8  # ratio of the ends of an axis that is worth a logarithm
 IDENTITY = ("dataset", "problem", "method", "network", "seed")  # of headlines, not in the table
 
 Row = dict[str, Any]
@@ -66,7 +69,7 @@ class Code:
             for name in names:
                 for field, value in item.items():
                     name = name.replace(f"${{item.{field}}}", value)  # noqa: PLW2901
-                if name.startswith("stages/"):
+                if name.startswith("stages/") and name not in NEUTRAL:
                     path = Path(name)
                     for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
                         files[str(file)] = hashlib.sha256(file.read_bytes()).hexdigest()
@@ -291,7 +294,8 @@ def draw(
     if not rows:
         raise Refusal(f"sweep {title}: no trial has the metric {metric!r}; the table is written")
     if figure.x is None:
-        cells = [[(key, f"against {short(key)}", rows) for key in keys]]
+        against = [(key, "", rows) for key in keys]
+        cells = [against[i : i + ABREAST] for i in range(0, len(keys), ABREAST)]
     else:
         ordinates, abscissae = (_values(rows, key) for key in (figure.rows, figure.columns))
         cells = [
@@ -313,38 +317,25 @@ def draw(
         ]
     size = (4.2 * len(cells[0]), 0.4 + 3.2 * len(cells))
     drawing, grid = pyplot.subplots(
-        len(cells), len(cells[0]), figsize=size, layout="constrained", squeeze=False, sharey=True
+        len(cells),
+        len(cells[0]),
+        figsize=size,
+        layout="constrained",
+        squeeze=False,
+        sharex=figure.x is not None,
+        sharey=True,
     )
+    for axes in grid.flat[sum(map(len, cells)) :]:
+        axes.set_axis_off()
     for axes, (key, caption, of_cell) in zip(
-        grid.flat, [cell for line in cells for cell in line], strict=True
+        grid.flat, [cell for line in cells for cell in line], strict=False
     ):
-        places = _places(_values(rows, key))
-        for value in _values(rows, figure.lines):
-            points = [row for row in of_cell if _is(row, figure.lines, value)]
-            if not points:
-                continue
-            (line,) = axes.plot(
-                [places[_hashable(row[key])] for row in points],
-                [row[metric] for row in points],
-                "o",
-                markersize=4,
-                label=_label(figure.lines, value) if figure.lines else None,
-            )
-            if figure.x is not None:  # through the means of what does not tell trials apart
-                means = {
-                    place: [row[metric] for row in points if places[_hashable(row[key])] == place]
-                    for place in sorted({places[_hashable(row[key])] for row in points})
-                }
-                heights = [sum(values) / len(values) for values in means.values()]
-                axes.plot(list(means), heights, color=line.get_color(), linewidth=1)
-        if all(isinstance(value, int | float) for value in _values(rows, key)):
-            smallest, largest = min(places.values()), max(places.values())
-            if smallest > 0 and largest / smallest >= 8:
-                axes.set_xscale("log")
-        else:
-            axes.set_xticks(list(places.values()), [str(shown(v)) for v in _values(rows, key)])
-        axes.set(xlabel=short(key), title=caption if figure.x else "")
+        _draw_cell(axes, of_cell, key, figure, values=_values(rows, key), of=rows)
+        axes.set(xlabel=short(key), title=caption)
         axes.spines[["top", "right"]].set_visible(False)
+    heights = [row[metric] for row in rows]
+    if min(heights) > 0 and max(heights) / min(heights) >= WIDE:
+        grid[0, 0].set_yscale("log")
     for line_of_axes in grid:
         line_of_axes[0].set_ylabel(metric)
     if figure.lines:
@@ -353,6 +344,41 @@ def draw(
     with written_whole(path) as temporary:
         drawing.savefig(temporary, format="png", dpi=110, metadata={"Software": None})
     pyplot.close(drawing)
+
+
+def _draw_cell(
+    axes: Any,
+    rows: Sequence[Row],
+    key: str,
+    figure: Figure,
+    *,
+    values: Sequence[Any],
+    of: Sequence[Row],
+) -> None:
+    """Draw some rows `of` all against one key, whose axis shows all its values."""
+    metric, places = figure.metric, _places(values)
+    for value in _values(of, figure.lines):
+        points: dict[float, list[float]] = {}
+        for row in rows:
+            if _is(row, figure.lines, value):
+                points.setdefault(places[_hashable(row[key])], []).append(row[metric])
+        if not points:
+            continue
+        (line,) = axes.plot(
+            [place for place, heights in points.items() for _ in heights],
+            [height for heights in points.values() for height in heights],
+            "o",
+            markersize=4,
+            label=_label(figure.lines, value) if figure.lines else None,
+        )
+        if figure.x is not None:  # through the means of what does not tell trials apart
+            means = {place: sum(points[place]) / len(points[place]) for place in sorted(points)}
+            axes.plot(list(means), list(means.values()), color=line.get_color(), linewidth=1)
+    if isinstance(values[0], int | float) and values[0] > 0 and values[-1] / values[0] >= WIDE:
+        axes.set_xscale("log")
+    if len(values) <= WIDE:
+        axes.set_xticks(list(places.values()), [str(shown(value)) for value in values])
+        axes.minorticks_off()
 
 
 def short(key: str) -> str:
