@@ -339,7 +339,17 @@ def draw(
     for line_of_axes in grid:
         line_of_axes[0].set_ylabel(metric)
     if figure.lines:
-        grid[0, 0].legend(frameon=False, fontsize=8)
+        handles: dict[str, Any] = {}
+        for axes in grid.flat:
+            lines, labels = axes.get_legend_handles_labels()
+            handles |= dict(zip(labels, lines, strict=True))
+        drawing.legend(
+            list(handles.values()),
+            list(handles),
+            loc="outside lower center",
+            ncols=4,
+            frameon=False,
+        )
     drawing.suptitle(title)
     with written_whole(path) as temporary:
         drawing.savefig(temporary, format="png", dpi=110, metadata={"Software": None})
@@ -357,23 +367,25 @@ def _draw_cell(
 ) -> None:
     """Draw some rows `of` all against one key, whose axis shows all its values."""
     metric, places = figure.metric, _places(values)
-    for value in _values(of, figure.lines):
+    for number, value in enumerate(_values(of, figure.lines)):
         points: dict[float, list[float]] = {}
         for row in rows:
             if _is(row, figure.lines, value):
                 points.setdefault(places[_hashable(row[key])], []).append(row[metric])
         if not points:
             continue
-        (line,) = axes.plot(
+        colour = f"C{number % 10}"  # of one value the same in every panel
+        axes.plot(
             [place for place, heights in points.items() for _ in heights],
             [height for heights in points.values() for height in heights],
             "o",
             markersize=4,
+            color=colour,
             label=_label(figure.lines, value) if figure.lines else None,
         )
         if figure.x is not None:  # through the means of what does not tell trials apart
             means = {place: sum(points[place]) / len(points[place]) for place in sorted(points)}
-            axes.plot(list(means), list(means.values()), color=line.get_color(), linewidth=1)
+            axes.plot(list(means), list(means.values()), color=colour, linewidth=1)
     if isinstance(values[0], int | float) and values[0] > 0 and values[-1] / values[0] >= WIDE:
         axes.set_xscale("log")
     if len(values) <= WIDE:
