@@ -422,3 +422,25 @@ def test_a_sweep_is_one_run_with_a_child_for_each_trial_and_published_once(
     track.publish_sweep("small", trials[:2], files=[file])  # another sweep, other children
     assert len(runs()) == 7
     assert parent.data.tags["sweep"] == "small"
+
+
+def test_a_figure_shows_every_value_and_refuses_a_metric_that_no_trial_has(tmp_path: Path) -> None:
+    from stages.trials import Figure
+
+    rows: list[sweep.Row] = [
+        {"a.width": width, "a.kind": kind, "mse": (i + 1) ** 3}
+        for i, (width, kind) in enumerate([(1, "x"), (100, "x"), (100, "y"), (10, "y")])
+    ]
+    rows.append({"a.width": 5, "a.kind": "y", "refused": "too small"})
+    keys, file = ["a.width", "a.kind"], tmp_path / "figure.png"
+    for figure in (
+        Figure(metric="mse"),
+        Figure(metric="mse", x="a.width", lines="a.kind"),
+        Figure(metric="mse", x="a.kind", columns="a.width"),
+    ):
+        sweep.draw(file, rows, keys, figure, title="small")
+        assert file.read_bytes().startswith(b"\x89PNG")
+        file.unlink()
+    with pytest.raises(Refusal, match="no trial has the metric 'psnr'"):
+        sweep.draw(file, rows, keys, Figure(metric="psnr"), title="small")
+    assert not file.exists()
