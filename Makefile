@@ -8,7 +8,7 @@ STORE ?= .
 PORT ?= 5000
 READY := .venv/ready
 
-.PHONY: help setup demo run test servers track ui plots report compare bench screenshots lint constraints
+.PHONY: help setup demo run test servers cluster sweep track ui plots report compare bench screenshots lint constraints
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
@@ -35,6 +35,12 @@ test: $(READY) ## the tests
 servers: $(READY) ## the tests that start PostgreSQL, MLflow's server and a storage (minutes)
 	.venv/bin/pip install --quiet --constraint constraints.txt --editable '.[dev,servers]'
 	RETRACE_SERVERS=1 python -m pytest tests/test_servers.py
+
+cluster: $(READY) ## the tests of a Ray cluster on this machine, which take minutes: pip install .[cluster]
+	RETRACE_CLUSTER=1 python -m pytest tests/test_cluster.py
+
+sweep: $(READY) ## a sweep of params.yaml, by its NAME; RETRACE_WORKERS and RETRACE_ENGINE say where
+	@python -m stages.sweep $(NAME)
 
 track: $(READY) ## publish to MLflow what dvc.lock says (MLFLOW_TRACKING_URI, or the file here)
 	python -m stages.track

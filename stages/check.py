@@ -1,10 +1,12 @@
 """Refuse a wrong params.yaml before anything runs; every other stage comes after this one."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from stages.command import Refusal, run
-from stages.params import GIVEN, Params, bind, find, load, shown
+from stages.params import GIVEN, NetworkEntry, Params, bind, find, load, shown
 from stages.train import train
+from stages.trials import sweep_of
 
 
 def check_all(params: Params) -> None:
@@ -15,13 +17,23 @@ def check_all(params: Params) -> None:
     Refusal
         On the first thing that is wrong.
     """
-    for name, network in params.networks.items():
+    check_networks(params.networks)
+    check_runs(params)
+
+
+def check_networks(networks: Mapping[str, NetworkEntry]) -> None:
+    """Check the sections of networks against what their constructors and training take."""
+    for name, network in networks.items():
         where = f"networks.{name}"
         module = find("networks", network.architecture, where=f"{where}.architecture")
         bind(module.Network.__init__, network.arguments, where=f"{where}.arguments")
         fit = getattr(module.Network, "fit", train)
         given = () if fit is not train else ("progress",)
         bind(fit, network.training, where=f"{where}.training", given=given)
+
+
+def check_runs(params: Params) -> None:
+    """Check the sections of runs, and that the networks that they name are there."""
     problems = sorted(
         folder.name for folder in Path(__file__).parent.joinpath("methods").glob("[!_]*/")
     )
@@ -41,9 +53,34 @@ def check_all(params: Params) -> None:
         bind(module.reconstruct, entry.settings, where=f"{where}.settings", given=GIVEN)
 
 
+def check_sweeps(params: Params) -> None:
+    """Check every trial of every sweep as params.yaml itself; of sections that are alike, one.
+
+    Raises
+    ------
+    Refusal
+        On the first thing that is wrong.
+    """
+    for name in params.sweeps:
+        seen: list[object] = []
+        for number, trial in enumerate(sweep_of(params, name).trials):
+            networks = {k: v for k, v in trial.params.networks.items() if v not in seen}
+            seen += networks.values()
+            # The names of networks are looked up, their sections need no second look.
+            entries = trial.params.model_copy(update={"sweeps": {}})
+            try:
+                check_networks(networks)
+                check_runs(entries)
+            except Refusal as refusal:
+                reason = str(refusal).removeprefix("params.yaml: ")
+                raise Refusal(f"params.yaml: sweeps.{name}, trial {number}: {reason}") from None
+
+
 def main() -> None:
     """Check params.yaml as a whole, before anything runs."""
-    check_all(load())
+    params = load()
+    check_all(params)
+    check_sweeps(params)
     # The same bytes whatever the parameters are, so that no later stage reruns for it.
     Path("data").mkdir(exist_ok=True)
     Path("data/checked").write_text("params.yaml was checked\n", encoding="utf-8")

@@ -16,14 +16,17 @@ import logging
 import multiprocessing
 import os
 import signal
+import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
 from typing import Any, TypeVar
 
 from stages.command import Refusal
 
+REACHED = 10  # seconds for a cluster to answer
 RETRIES = 5  # of a task whose worker or node died, by Ray
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -128,6 +131,17 @@ def _start_worker() -> None:
     threading.Thread(target=end, daemon=True).start()
 
 
+def _reach(address: str) -> None:
+    """Fail within seconds where nobody answers; Ray itself tries for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdecimal():
+        socket.create_connection((host, int(port)), timeout=REACHED).close()
+
+
+def _call(function: Callable[[Task], Result], task: Task) -> Result:
+    return function(task)
+
+
 def _ray(function: Callable[[Task], Result], tasks: Sequence[Task]) -> Iterator[tuple[int, Result]]:
     try:
         import ray
@@ -141,14 +155,18 @@ def _ray(function: Callable[[Task], Result], tasks: Sequence[Task]) -> Iterator[
         settings = {"address": "local", "num_cpus": workers(), "include_dashboard": False}
     share = gpus()
     try:
-        ray.init(**settings, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+        if address:
+            _reach(address)
+        # This code goes along, whatever is installed there.
+        code = {"py_modules": [str(Path(__file__).parent)]}
+        ray.init(**settings, runtime_env=code, log_to_driver=False, logging_level=logging.ERROR)
+    except (OSError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise Refusal(f"no Ray cluster at {address or 'this machine'} ({reason[:200]})") from None
     try:
         # A task that raised is not tried again, one whose worker or node died is.
-        remote = ray.remote(num_cpus=1, num_gpus=share, max_retries=RETRIES)(function)
-        positions = {remote.remote(task): i for i, task in enumerate(tasks)}
+        remote: Any = ray.remote(num_cpus=1, num_gpus=share, max_retries=RETRIES)(_call)
+        positions = {remote.remote(function, task): i for i, task in enumerate(tasks)}
         while positions:
             done, _ = ray.wait(list(positions))
             for reference in done:

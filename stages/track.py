@@ -60,6 +60,9 @@ LOCK = Path("dvc.lock")
 # output: as an ancestor it would give every run a new fingerprint whenever any number changes.
 GATE = "check"
 FINGERPRINT = "retrace.fingerprint"
+SWEEPS = "sweeps"  # the experiment of sweeps and their trials
+SWEEP = "retrace.sweep"  # tag of a trial: the fingerprint of its sweep
+MOST_TRIALS = 10_000
 NETWORKS = "networks"  # the experiment of the trained networks; the others are named by problem
 SHOWN = 4  # images in a row of a picture
 SHOWN_UNITS = 16  # of a first layer
@@ -452,6 +455,63 @@ def reconstruction_pictures(
             steps = arrays["snapshot_steps"].tolist()
             for step, snapshot in zip(steps, arrays["snapshots"], strict=True):
                 yield f"{mask}/iterations", step, mosaic(rows(snapshot[i]))
+
+
+def publish_sweep(name: str, trials: list[dict[str, Any]], *, files: list[Path]) -> None:
+    """Publish a sweep as one run with a child for each trial, once: the same trials add nothing.
+
+    Parameters
+    ----------
+    name : str
+    trials : list of dict
+        ``trial``, its hash; ``values`` that vary; ``metrics``; ``started``, ``seconds``, and
+        ``refused``, the line of a trial that was refused, or None.
+    files : list of Path
+        The table and the picture.
+    """
+    dataset, commit = read_json(DATASET), git_commit()
+    text = json.dumps([name, [trial["trial"] for trial in trials]])
+    fingerprint = hashlib.sha256(text.encode()).hexdigest()
+    common = {"dataset": dataset["name"], "sweep": name, "mlflow.source.git.commit": commit}
+    started = min(trial["started"] for trial in trials)
+    ended = max(trial["started"] + trial["seconds"] for trial in trials)
+    with (
+        store() as client,
+        published(
+            client,
+            experiment_name=SWEEPS,
+            name=name,
+            fingerprint=fingerprint,
+            tags=common,
+            started=started,
+            seconds=ended - started,
+        ) as parent,
+    ):
+        if parent is None:
+            return
+        # Of a parent whose publication was cut off; its children have no other.
+        where = experiment(client, SWEEPS)
+        for orphan in client.search_runs(
+            [where], f"tags.`{SWEEP}` = '{fingerprint}'", max_results=MOST_TRIALS
+        ):
+            client.delete_run(orphan.info.run_id)
+        for trial in tqdm(trials, desc="publish", unit="trial", disable=None):
+            child = client.create_run(
+                where,
+                start_time=int(trial["started"] * 1000),
+                run_name=trial["trial"],
+                tags={**common, "mlflow.parentRunId": parent, SWEEP: fingerprint}
+                | ({"refused": trial["refused"][:500]} if trial["refused"] else {}),
+            ).info.run_id
+            at = trial["started"] + trial["seconds"]
+            metrics = [metric(key, value, at=at) for key, value in trial["metrics"].items()]
+            log(client, child, params=trial["values"], metrics=metrics)
+            status = "FAILED" if trial["refused"] else "FINISHED"
+            client.set_terminated(child, status, end_time=int(at * 1000))
+        log(client, parent, params={"trials": len(trials)}, metrics=[])
+        log_dataset(client, parent, dataset)
+        for path in files:
+            client.log_artifact(parent, str(path))
 
 
 def git_commit() -> str:
