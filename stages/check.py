@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from stages.artifacts import written_whole
 from stages.command import Refusal, run
 from stages.params import GIVEN, Params, bind, find, load, shown
 from stages.train import train
@@ -45,8 +46,8 @@ def main() -> None:
     """Check params.yaml as a whole, before anything runs."""
     check_all(load())
     # The same bytes whatever the parameters are, so that no later stage reruns for it.
-    Path("data").mkdir(exist_ok=True)
-    Path("data/checked").write_text("params.yaml was checked\n", encoding="utf-8")
+    with written_whole(Path("data/checked")) as temporary:
+        temporary.write_text("params.yaml was checked\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
