@@ -8,7 +8,7 @@ STORE ?= .
 PORT ?= 5000
 READY := .venv/ready
 
-.PHONY: help setup demo run test track ui plots bench lint constraints
+.PHONY: help setup demo run test faults track ui plots bench lint constraints
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
@@ -26,10 +26,14 @@ demo: $(READY) ## the whole pipeline offline, on scikit-learn's digits, in demo/
 	@python -m stages.demo
 
 run: $(READY) ## the real thing: dvc repro, on the dataset that params.yaml names
+	@python -m stages.mend
 	dvc repro
 
 test: $(READY) ## the tests
 	python -m pytest --numprocesses 2 --dist loadgroup
+
+faults: $(READY) ## every fault of tests/faults: kills, full disks, hostile files (an hour)
+	RETRACE_FAULTS=full python -m pytest -rA tests/faults
 
 track: $(READY) ## publish to MLflow what dvc.lock says (MLFLOW_TRACKING_URI, or the file here)
 	python -m stages.track
@@ -47,10 +51,11 @@ report: $(READY) ## tables and pictures: metrics/report/
 bench: $(READY) ## every benchmark, side by side with what a user would do instead
 	@for benchmark in benchmarks/bench_*.py; do python -m benchmarks.$$(basename $$benchmark .py); done
 
-lint: $(READY) ## ruff and mypy
+lint: $(READY) ## ruff and mypy; bandit where it is installed
 	ruff check .
 	ruff format --check .
 	mypy
+	@if command -v bandit >/dev/null; then bandit --quiet --recursive --configfile pyproject.toml stages; fi
 
 constraints: $(READY) ## pin everything that is installed now
 	.venv/bin/pip freeze --exclude-editable | sed -E 's/^torch @.*|^torch==.*/torch==2.13.0/' > constraints.txt

@@ -116,9 +116,11 @@ def temporary_folder(path: Path) -> Iterator[Path]:
         with suppress(OSError), locked(left, fcntl.LOCK_EX | fcntl.LOCK_NB):
             shutil.rmtree(left)
     prefix = f".{path.name}."
-    with tempfile.TemporaryDirectory(prefix=prefix, suffix=".part", dir=path.parent) as name:
-        with locked(Path(name), fcntl.LOCK_SH):
-            yield Path(name)
+    with (
+        tempfile.TemporaryDirectory(prefix=prefix, suffix=".part", dir=path.parent) as name,
+        locked(Path(name), fcntl.LOCK_SH),
+    ):
+        yield Path(name)
 
 
 @contextmanager

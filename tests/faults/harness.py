@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,14 @@ def fresh(make_workspace: Callable[[Path], Path], folder: Path) -> Path:
     write_params(folder, tiny())
     commit(folder, "Shrink")
     return folder
+
+
+def finish(folder: Path, running: "Zygote") -> float:
+    """Run the whole pipeline; give the seconds that it took."""
+    began = time.monotonic()
+    code, output = running.run("dvc", "repro", cwd=folder)
+    assert code == 0, output[-3000:]
+    return time.monotonic() - began
 
 
 def commit(folder: Path, message: str) -> None:
@@ -95,8 +103,8 @@ class Zygote:
         assert self.process.stdout is not None
         return self.process.stdout.readline().strip()
 
-    def dvc(self, *arguments: str, cwd: Path, kill_after: float | None = None) -> tuple[int, str]:
-        """Run `dvc` in a folder; kill it and its stages after some seconds.
+    def run(self, *words: str, cwd: Path, kill_after: float | None = None) -> tuple[int, str]:
+        """Run `dvc` or a stage in a folder; kill it and what it started after some seconds.
 
         Returns
         -------
@@ -105,17 +113,18 @@ class Zygote:
         output : str
         """
         log = cwd.parent / f"{cwd.name}.log"
-        line = {"arguments": arguments, "cwd": str(cwd), "log": str(log)}
+        line = {"command": words, "cwd": str(cwd), "log": str(log)}
         assert self.process.stdin is not None
         print(json.dumps(line), file=self.process.stdin, flush=True)
         group = int(self.read())
         if kill_after is not None:
             time.sleep(kill_after)
-            try:
+            with suppress(ProcessLookupError):  # it was quicker
                 kill(group)
-            except ProcessLookupError:
-                pass  # it was quicker
         return int(self.read()), log.read_text(encoding="utf-8")
+
+    def track(self, *, cwd: Path) -> tuple[int, str]:
+        return self.run("python", "-m", "stages.track", cwd=cwd)
 
 
 @contextmanager

@@ -6,66 +6,42 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 from conftest import execute
 from dvc.lock import make_lock
-from harness import FULL, Zygote, commit, files, fresh, kill, published, started, zygote
+from harness import FULL, Zygote, commit, files, kill, published, started
 
 from stages.command import Refusal
 from stages.download import temporary_folder
 from stages.mend import LOCK, mend, parsed
 
-pytestmark = pytest.mark.xdist_group("faults_kill")
+pytestmark = pytest.mark.xdist_group("faults")
 KILLS = range(50 if FULL else 2)
 REAL_KILLS = range(5 if FULL else 0)
 
 
-@pytest.fixture(scope="module")
-def dvc() -> Iterator[Zygote]:
-    with zygote() as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def untouched(
-    make_workspace: Callable[[Path], Path], tmp_path_factory: pytest.TempPathFactory
-) -> Path:
-    return fresh(make_workspace, tmp_path_factory.mktemp("kill") / "untouched")
-
-
-@pytest.fixture(scope="module")
-def undisturbed(untouched: Path, dvc: Zygote) -> tuple[Path, float]:
-    """A finished pipeline, and the seconds that it took."""
-    folder = shutil.copytree(untouched, untouched.parent / "undisturbed", symlinks=True)
-    began = time.monotonic()
-    code, output = dvc.dvc("repro", cwd=folder)
-    assert code == 0, output[-3000:]
-    return folder, time.monotonic() - began
-
-
 @pytest.mark.parametrize("seed", KILLS)
 def test_the_next_repro_gives_the_same_bytes(
-    seed: int, dvc: Zygote, untouched: Path, undisturbed: tuple[Path, float], tmp_path: Path
+    seed: int, zygote: Zygote, untouched: Path, undisturbed: tuple[Path, float], tmp_path: Path
 ) -> None:
     finished, seconds = undisturbed
     folder = shutil.copytree(untouched, tmp_path / "workspace", symlinks=True)
-    moment = random.Random(seed).uniform(0, seconds)
-    code, output = dvc.dvc("repro", cwd=folder, kill_after=moment)
+    moment = random.Random(seed).uniform(0, seconds)  # noqa: S311
+    code, output = zygote.run("dvc", "repro", cwd=folder, kill_after=moment)
     assert code in (-9, 0), output[-3000:]
     ran = re.findall(r"Running stage '([^']+)'", output)
     mended = mend(folder)
-    after, output = dvc.dvc("repro", cwd=folder)
+    after, output = zygote.run("dvc", "repro", cwd=folder)
     print(f"killed after {moment:.1f} s, in or after {ran[-1:]}; mended: {mended}")
     assert after == 0, output[-3000:]
     expected, given = files(finished), files(folder)
     assert set(given) == set(expected)
     assert not [name for name, content in expected.items() if given[name] != content]
     assert published(folder) == published(finished)
-    assert dvc.dvc("status", cwd=folder)[1].count("up to date") == 1
+    assert zygote.run("dvc", "status", cwd=folder)[1].count("up to date") == 1
 
 
 @pytest.mark.parametrize("seed", REAL_KILLS)
@@ -75,7 +51,7 @@ def test_also_where_stages_are_processes_of_their_own(
     """Times differ here, so that files with times are compared by their names alone."""
     folder = shutil.copytree(untouched, tmp_path / "workspace", symlinks=True)
     process = started("dvc", "repro", cwd=folder)
-    time.sleep(random.Random(seed).uniform(0, 60))
+    time.sleep(random.Random(seed).uniform(0, 60))  # noqa: S311
     kill(process.pid)
     print(process.communicate()[0][-200:])
     mend(folder)
@@ -90,9 +66,11 @@ def test_also_where_stages_are_processes_of_their_own(
     assert [row[:3] for row in published(folder)] == [r[:3] for r in published(undisturbed[0])]
 
 
-def cut_lock(folder: Path, length: int) -> None:
-    path = folder / LOCK
-    path.write_text(path.read_text(encoding="utf-8")[:length], encoding="utf-8")
+def cut_lock(folder: Path, part: int) -> None:
+    """Cut dvc.lock off behind one `part`-th, where DVC does not read it any more."""
+    text = (folder / LOCK).read_text(encoding="utf-8")
+    length = next(n for n in range(len(text) // part, len(text)) if not parsed(text[:n]))
+    (folder / LOCK).write_text(text[:length], encoding="utf-8")
 
 
 def test_a_lock_that_is_cut_off_anywhere_is_mended_and_read_by_dvc(
@@ -102,7 +80,8 @@ def test_a_lock_that_is_cut_off_anywhere_is_mended_and_read_by_dvc(
     text = (undisturbed[0] / LOCK).read_text(encoding="utf-8")
     stages = yaml.safe_load(text)["stages"]
     (tmp_path / ".dvc").mkdir()
-    for length in random.Random(0).sample(range(len(text)), 60 if FULL else 15):
+    lengths = random.Random(0).sample(range(len(text)), 60 if FULL else 15)  # noqa: S311
+    for length in lengths:
         (tmp_path / LOCK).write_text(text[:length], encoding="utf-8")
         broken = parsed(text[:length]) is None
         whole = sum(text[:length].count(f"\n  {name}:\n") for name in stages) - 1
@@ -118,16 +97,16 @@ def test_a_lock_that_is_cut_off_anywhere_is_mended_and_read_by_dvc(
 
 
 def test_after_a_cut_lock_repro_runs_no_training_again(
-    dvc: Zygote, undisturbed: tuple[Path, float], tmp_path: Path
+    zygote: Zygote, undisturbed: tuple[Path, float], tmp_path: Path
 ) -> None:
     """The state that a kill leaves while DVC writes dvc.lock, and DVC's own lock file."""
     folder = shutil.copytree(undisturbed[0], tmp_path / "workspace", symlinks=True)
-    cut_lock(folder, len((folder / LOCK).read_text()) // 3)
+    cut_lock(folder, 3)
     (folder / ".dvc/tmp/rwlock").write_text('{"read": {"a')
-    assert dvc.dvc("repro", cwd=folder)[0] != 0  # DVC reads neither
+    assert zygote.run("dvc", "repro", cwd=folder)[0] != 0  # DVC reads neither
     done = execute(sys.executable, "-m", "stages.mend", cwd=folder).stdout
     assert done.count("cut off") == 2
-    code, output = dvc.dvc("repro", cwd=folder)
+    code, output = zygote.run("dvc", "repro", cwd=folder)
     assert code == 0, output[-3000:]
     again = {name.split("@")[0] for name in re.findall(r"Running stage '([^']+)'", output)}
     # What writes files that DVC does not cache cannot be restored by it.
@@ -142,8 +121,8 @@ def test_what_the_last_commit_knows_comes_back_from_it(
     folder = shutil.copytree(undisturbed[0], tmp_path / "workspace", symlinks=True)
     text = (folder / LOCK).read_text(encoding="utf-8")
     commit(folder, "Reproduce")
-    for length in (0, 10, len(text) // 2):
-        cut_lock(folder, length)
+    for part in (1000, 3, 2):
+        cut_lock(folder, part)
         assert "from the last commit" in mend(folder)[0]
         assert yaml.safe_load((folder / LOCK).read_text()) == yaml.safe_load(text)
     assert mend(folder) == []

@@ -4,9 +4,9 @@ Nine tenths of a tiny `dvc repro` are imports, during which a kill can harm noth
 paid once, so that kills at random moments fall where files are written. Stages also get a clock of
 their own, so that every file, those with times too, is the same byte for byte.
 
-Reads lines of JSON from standard input, `{"arguments": [...], "cwd": ..., "log": ...}`; runs
-`dvc` with these arguments in a session of its own, prints its process group and, when it has ended,
-its exit code (negative: the signal that killed it).
+Reads lines of JSON from standard input, `{"command": ..., "cwd": ..., "log": ...}`; runs the
+command, `dvc ...` or `python -m stages...`, in a session of its own, prints its process group and,
+when it has ended, its exit code (negative: the signal that killed it).
 """
 
 import importlib
@@ -93,20 +93,22 @@ def forked(executable: str, cmd: str, **keywords: Any) -> None:
         raise StageCmdFailedError(cmd, code)
 
 
-def command(arguments: list[str], cwd: str, log: str) -> NoReturn:
-    """Be `dvc ARGUMENTS` in a session of its own, which one signal to its group ends."""
+def command(words: list[str], cwd: str, log: str) -> NoReturn:
+    """Be a command in a session of its own, which one signal to its group ends."""
     os.setsid()
     output = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o644)
     for stream in (1, 2):
         os.dup2(output, stream)
     os.chdir(cwd)
+    if words[0] == "python":
+        stage(shlex.join(words), dict(os.environ), cwd)
     import dvc.stage.run
     from dvc.cli import main
 
     logging.getLogger("dvc").propagate = False  # or each line comes twice: a library has a handler
     dvc.stage.run._run = forked
-    sys.argv = ["dvc", *arguments]
-    code = main(arguments)
+    sys.argv = words
+    code = main(words[1:])
     sys.stdout.flush()
     os._exit(code)
 
@@ -128,7 +130,7 @@ def main() -> None:
         wanted = json.loads(line)
         child = os.fork()
         if not child:
-            command(wanted["arguments"], wanted["cwd"], wanted["log"])
+            command(wanted["command"], wanted["cwd"], wanted["log"])
         print(child, flush=True)
         print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 
