@@ -109,7 +109,10 @@ def root() -> Path:
 
 def create(path: Path) -> None:
     """Make an SQLite store where there is none, whole or not at all: SQLite commits each step of
-    MLflow's migrations, and MLflow cannot go on from the middle of one."""
+    MLflow's migrations, and MLflow cannot go on from the middle of one.
+
+    The log that a killed process left of a store since deleted would be replayed into the new one.
+    """
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
     if path.exists() and path.stat().st_size:
@@ -120,6 +123,8 @@ def create(path: Path) -> None:
             left.unlink()
         made = SqlAlchemyStore(f"sqlite:///{part}", (root() / "mlruns").as_uri())
         made.engine.dispose()
+        for end in ("-wal", "-shm", "-journal"):
+            path.with_name(f"{path.name}{end}").unlink(missing_ok=True)
         part.replace(path)
     finally:
         for left in path.parent.glob(f"{part.name}*"):

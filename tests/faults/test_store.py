@@ -1,4 +1,5 @@
-"""Many writers, killed writers and a dying server: the MLflow store has each run of dvc.lock once."""
+"""Many writers, killed writers and a dying server: the MLflow store has each run of dvc.lock,
+once."""
 
 import random
 import shutil
@@ -36,7 +37,7 @@ def test_a_killed_publisher(
     """At random moments of a first publication, half of them while the database is made."""
     folder = without_store(undisturbed[0], tmp_path / "workspace")
     moment = random.Random(seed).uniform(0, 3 if seed % 2 else 10)  # noqa: S311
-    code, output = zygote.run(*TRACK_FORKED, cwd=folder, kill_after=moment)
+    code, output = zygote.run("python", *TRACK[1:], cwd=folder, kill_after=moment)
     assert code in (-9, 0), output
     code, output = zygote.track(cwd=folder)
     assert code == 0, output
@@ -44,7 +45,23 @@ def test_a_killed_publisher(
     assert not list(folder.glob("*.part*"))
 
 
-TRACK_FORKED = ("python", "-m", "stages.track")
+def test_a_deleted_store_whose_log_stayed(
+    zygote: Zygote, undisturbed: tuple[Path, float], tmp_path: Path
+) -> None:
+    """SQLite replays a log that lies beside a database of that name, whichever it belonged to."""
+    folder = shutil.copytree(undisturbed[0], tmp_path / "workspace", symlinks=True)
+    log = folder / "mlflow.db-wal"
+    with closing(sqlite3.connect(folder / "mlflow.db")) as database:
+        database.execute("PRAGMA journal_mode=WAL")
+        database.execute("CREATE TABLE foreign_to_mlflow (x)")
+        database.commit()
+        content = log.read_bytes()
+    (folder / "mlflow.db").unlink()
+    shutil.rmtree(folder / "mlruns")
+    log.write_bytes(content)
+    code, output = zygote.track(cwd=folder)
+    assert code == 0, output
+    assert published(folder) == published(undisturbed[0])
 
 
 @pytest.mark.parametrize("pair", [pytest.param(i, marks=FEW) for i in range(20)])
