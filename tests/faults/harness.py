@@ -141,7 +141,15 @@ def zygote() -> Iterator[Zygote]:
 
 def files(folder: Path) -> dict[str, bytes]:
     """Every file of a workspace but Git's, DVC's and MLflow's own, and its bytes."""
-    own = (".git", ".dvc", "mlruns", "mlflow.db", "mlflow.db-wal", "mlflow.db-shm")
+    own = (
+        ".git",
+        ".dvc",
+        "mlruns",
+        "mlflow.db",
+        "mlflow.db-wal",
+        "mlflow.db-shm",
+        "mlflow.db-journal",
+    )
     found = (path.relative_to(folder) for path in sorted(folder.rglob("*")))
     kept = (path for path in found if path.parts[0] not in own and "__pycache__" not in path.parts)
     return {str(path): (folder / path).read_bytes() for path in kept if (folder / path).is_file()}
