@@ -176,7 +176,7 @@ def changed(folder: Path, *, rounds: int) -> None:
 
 @FEW
 def test_two_repros_at_once(undisturbed: tuple[Path, float], tmp_path: Path) -> None:
-    """`--wait-for-lock` waits for DVC's lock of the repository, not for a stage that the other runs:
+    """`--wait-for-lock` waits for the lock of the repository, not for a stage that the other runs:
     the second may stop with DVC's own line, which harms nothing."""
     folder = shutil.copytree(undisturbed[0], tmp_path / "workspace", symlinks=True)
     changed(folder, rounds=2)
