@@ -48,8 +48,10 @@ plots: $(READY) ## dvc plots as one page that works offline: dvc_plots/index.htm
 report: $(READY) ## tables and pictures: metrics/report/
 	dvc repro report
 
-bench: $(READY) ## every benchmark, side by side with what a user would do instead
-	@for benchmark in benchmarks/bench_*.py; do python -m benchmarks.$$(basename $$benchmark .py); done
+bench: $(READY) ## every benchmark, beside what a user would do instead: docs/benchmarks.md
+	@for benchmark in benchmarks/bench_*.py; do \
+		python -m benchmarks.$$(basename $$benchmark .py) || exit; done
+	@python -m benchmarks.table
 
 lint: $(READY) ## ruff and mypy; bandit where it is installed
 	ruff check .
