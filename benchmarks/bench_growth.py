@@ -88,7 +88,7 @@ def attack(*, candidates: int) -> Callable[[], object]:
 
 
 def point(what: str, size: int, rounds: int) -> dict[str, float]:
-    """Least processor seconds of some calls, and MiB that the process held more than before the first."""
+    """Least processor seconds of some calls, and MiB held beyond what was held before them."""
     torch.set_num_threads(1)
     work = attack(candidates=size) if what == "candidates" else impute(**{**BASE, what: size})
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

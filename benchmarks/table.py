@@ -129,7 +129,7 @@ def page(results: dict[str, Result]) -> str:
     ]
     for name, rows in ROWS.items():
         for what, ours, other, theirs, ratio in rows(results[name]) if name in results else ():
-            lines.append(f"| {what} | {ours} | {other} | {theirs} | **{ratio:.3g}** |")
+            lines.append(f"| {what} | {ours} | {other} | {theirs} | **{number(ratio)}** |")
     if "growth" in results:
         lines += [
             "",
