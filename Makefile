@@ -8,7 +8,7 @@ STORE ?= .
 PORT ?= 5000
 READY := .venv/ready
 
-.PHONY: help setup demo run test servers cluster sweep track ui plots report compare bench screenshots lint constraints
+.PHONY: help setup demo run test servers cluster sweep faults track ui plots report compare bench screenshots lint constraints
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
@@ -26,6 +26,7 @@ demo: $(READY) ## the whole pipeline offline, on scikit-learn's digits, in demo/
 	@python -m stages.demo
 
 run: $(READY) ## the real thing: dvc repro, on the dataset that params.yaml names
+	@python -m stages.mend
 	dvc repro
 	@python -m stages.page --stamp
 
@@ -41,6 +42,9 @@ cluster: $(READY) ## the tests of a Ray cluster on this machine, which take minu
 
 sweep: $(READY) ## a sweep of params.yaml, by its NAME; RETRACE_WORKERS and RETRACE_ENGINE say where
 	@python -m stages.sweep $(NAME)
+
+faults: $(READY) ## every fault of tests/faults: kills, full disks, hostile files (an hour)
+	RETRACE_FAULTS=full python -m pytest -rA tests/faults
 
 track: $(READY) ## publish to MLflow what dvc.lock says (MLFLOW_TRACKING_URI, or the file here)
 	python -m stages.track
@@ -59,16 +63,19 @@ report: $(READY) ## what people look at, in one file that works offline: metrics
 compare: $(READY) ## two Git revisions side by side (A=..., B=...): metrics/compare.html
 	@python -m stages.compare $(A) $(B)
 
-bench: $(READY) ## every benchmark, side by side with what a user would do instead
-	@for benchmark in benchmarks/bench_*.py; do python -m benchmarks.$$(basename $$benchmark .py); done
+bench: $(READY) ## every benchmark, beside what a user would do instead: docs/benchmarks.md
+	@for benchmark in benchmarks/bench_*.py; do \
+		python -m benchmarks.$$(basename $$benchmark .py) || exit; done
+	@python -m benchmarks.table
 
 screenshots: $(READY) ## the README's pictures of pages, by a browser: docs/pictures/
 	@python -m docs.screenshots --store $(STORE)
 
-lint: $(READY) ## ruff and mypy
+lint: $(READY) ## ruff and mypy; bandit where it is installed
 	ruff check .
 	ruff format --check .
 	mypy
+	@if command -v bandit >/dev/null; then bandit --quiet --recursive --configfile pyproject.toml stages; fi
 
 constraints: $(READY) ## pin everything that is installed now
 	.venv/bin/pip freeze --exclude-editable | sed -E 's/^torch @.*|^torch==.*/torch==2.13.0/' > constraints.txt

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+from stages.artifacts import written_whole
 from stages.command import Refusal, run
 from stages.params import GIVEN, NetworkEntry, Params, bind, find, load, shown
 from stages.train import train
@@ -82,8 +83,8 @@ def main() -> None:
     check_all(params)
     check_sweeps(params)
     # The same bytes whatever the parameters are, so that no later stage reruns for it.
-    Path("data").mkdir(exist_ok=True)
-    Path("data/checked").write_text("params.yaml was checked\n", encoding="utf-8")
+    with written_whole(Path("data/checked")) as temporary:
+        temporary.write_text("params.yaml was checked\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from stages.command import Refusal, run
+from stages.mend import mend
 from stages.params import PARAMS
 
 FOLDER = Path("demo")
@@ -59,6 +60,7 @@ def prepare(folder: Path) -> None:
 def main() -> None:
     """Run the pipeline on scikit-learn's digits in demo/, print its results and where to look."""
     prepare(FOLDER)
+    print("".join(f"{line}\n" for line in mend(FOLDER)), end="")
     environment = {k: v for k, v in os.environ.items() if k not in ("DVC_ROOT", "PYTHONPATH")}
     if subprocess.run(["dvc", "repro"], cwd=FOLDER, env=environment, check=False).returncode:
         raise Refusal(f"the demo stopped; its files are in {FOLDER}/, your own are untouched")

@@ -10,11 +10,13 @@ The digits of scikit-learn come with that package and need no network. A folder 
 is read from `data.path`, see stages/folder.py.
 """
 
+import fcntl
 import os
 import shutil
 import socket
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +110,33 @@ def digits() -> dict[str, Any]:
     }
 
 
+@contextmanager
+def temporary_folder(path: Path) -> Iterator[Path]:
+    """A folder beside `path` that is gone afterwards; those that killed ones left are removed: no
+    process holds a lock on them any more."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for left in path.parent.glob(f".{path.name}.*.part"):
+        with suppress(OSError), locked(left, fcntl.LOCK_EX | fcntl.LOCK_NB):
+            shutil.rmtree(left)
+    prefix = f".{path.name}."
+    with (
+        tempfile.TemporaryDirectory(prefix=prefix, suffix=".part", dir=path.parent) as name,
+        locked(Path(name), fcntl.LOCK_SH),
+    ):
+        yield Path(name)
+
+
+@contextmanager
+def locked(folder: Path, operation: int) -> Iterator[None]:
+    """Hold a lock on a folder, which ends with the process at the latest."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, operation)
+        yield
+    finally:
+        os.close(handle)
+
+
 def main() -> None:
     """Fetch the dataset that data.name names into data/raw/ (RETRACE_DATA_MIRROR, a folder or a
     URL, comes first, then data.mirror, then torchvision's mirrors); a folder of one's own images is
@@ -115,9 +144,8 @@ def main() -> None:
     params = load()
     data = params.data
     socket.setdefaulttimeout(TIMEOUT)
-    RAW.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".raw.", suffix=".part", dir=RAW.parent) as name:
-        folder = Path(name) / "raw"
+    with temporary_folder(RAW) as name:
+        folder = name / "raw"
         folder.mkdir()
         if data.name == "digits":
             np.savez_compressed(folder / DIGITS, allow_pickle=False, **digits())

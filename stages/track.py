@@ -54,6 +54,7 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
 from mlflow.exceptions import MlflowException
+from sqlalchemy.exc import SQLAlchemyError
 
 LOCK = Path("dvc.lock")
 # Gates the pipeline with the whole params.yaml for its parameter and the same bytes for its
@@ -109,6 +110,30 @@ def root() -> Path:
     return Path(os.environ.get("DVC_ROOT", ".")).resolve()
 
 
+def create(path: Path) -> None:
+    """Make an SQLite store where there is none, whole or not at all: SQLite commits each step of
+    MLflow's migrations, and MLflow cannot go on from the middle of one.
+
+    The log that a killed process left of a store since deleted would be replayed into the new one.
+    """
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    if path.exists() and path.stat().st_size:
+        return
+    part = path.with_name(f"{path.name}.part")
+    try:
+        for left in path.parent.glob(f"{part.name}*"):  # of a process that was killed; we are alone
+            left.unlink()
+        made = SqlAlchemyStore(f"sqlite:///{part}", (root() / "mlruns").as_uri())
+        made.engine.dispose()
+        for end in ("-wal", "-shm", "-journal"):
+            path.with_name(f"{path.name}{end}").unlink(missing_ok=True)
+        part.replace(path)
+    finally:
+        for left in path.parent.glob(f"{part.name}*"):
+            left.unlink()
+
+
 @contextmanager
 def store() -> Iterator[MlflowClient]:
     """Open the store named by MLFLOW_TRACKING_URI, or the SQLite file beside dvc.yaml.
@@ -129,13 +154,15 @@ def store() -> Iterator[MlflowClient]:
     (root() / ".dvc" / "tmp").mkdir(parents=True, exist_ok=True)
     with FileLock(root() / ".dvc" / "tmp" / "track.lock"):
         try:
+            if uri.startswith("sqlite:///"):
+                create(Path(uri.removeprefix("sqlite:///")))
             client = MlflowClient(uri)
             client.search_experiments(max_results=1)
             if uri.startswith("sqlite:///"):
                 with sqlite3.connect(uri.removeprefix("sqlite:///")) as database:
                     database.execute("PRAGMA journal_mode=WAL")  # readers beside a writer
             yield client
-        except (MlflowException, OSError) as error:
+        except (MlflowException, SQLAlchemyError, sqlite3.Error, OSError) as error:
             reason = str(error).strip().splitlines()[0]
             raise Refusal(
                 f"the tracking store {uri} failed ({reason[:200]}); all results are safe, and "

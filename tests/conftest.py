@@ -3,7 +3,7 @@
 import os
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -288,3 +288,34 @@ def finished(
     folder = make_workspace(tmp_path_factory.mktemp("pipeline") / "clone")
     execute("dvc", "repro", cwd=folder)
     return folder
+
+
+# Of tests/faults, which can import `harness`: a pipeline that takes half a minute to make.
+
+
+@pytest.fixture(scope="session")
+def zygote() -> Iterator[Any]:
+    """Runs `dvc` and stages without the seconds of their imports."""
+    from harness import zygote
+
+    with zygote() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def untouched(
+    make_workspace: Callable[[Path], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A workspace with parameters smaller than `TINY`, in which nothing has run."""
+    from harness import fresh
+
+    return fresh(make_workspace, tmp_path_factory.mktemp("faults") / "untouched")
+
+
+@pytest.fixture(scope="session")
+def undisturbed(untouched: Path, zygote: Any) -> tuple[Path, float]:
+    """The same, finished, and the seconds that this took."""
+    from harness import finish
+
+    folder = shutil.copytree(untouched, untouched.parent / "undisturbed", symlinks=True)
+    return folder, finish(folder, zygote)

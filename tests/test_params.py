@@ -1,6 +1,7 @@
 """params.yaml: what is accepted, and the one line for what is not."""
 
 import copy
+import os
 from pathlib import Path
 from typing import Any
 
@@ -121,16 +122,31 @@ def test_numbers_are_read_as_dvc_reads_them(tmp_path: Path) -> None:
     assert yaml.load(committed.read_text(), _Loader) == load_yaml(str(committed))  # noqa: S506
 
 
-LEAVES = [
-    "data/seed",
-    "data/mirror",
-    "masks/images",
-    "networks/deep/training/learning_rate",
-    "networks/deep/arguments/widths",
-    "runs/imputation-known/settings/objective",
-    "runs/imputation-known/settings/steps",
-    "scoring/resamples",
-]
+def one_of_each() -> dict[str, Any]:
+    """params.yaml with one network of each architecture and one run of each method."""
+    by_kind = {entry["architecture"]: name for name, entry in PARAMS["networks"].items()}
+    networks = {name: PARAMS["networks"][name] for name in by_kind.values()}
+    runs = {(r["problem"], r["method"]): name for name, r in PARAMS["runs"].items()}
+    kept = {name: copy.deepcopy(PARAMS["runs"][name]) for name in runs.values()}
+    for run in kept.values():
+        run["network"] = by_kind[PARAMS["networks"][run["network"]]["architecture"]]
+    return {**PARAMS, "networks": networks, "runs": kept}
+
+
+FEWER = one_of_each()
+
+
+def paths(content: Any, above: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    """The path of every key, sections included."""
+    if not isinstance(content, dict):
+        return []
+    return [
+        path
+        for key, value in content.items()
+        for path in ((*above, key), *paths(value, (*above, key)))
+    ]
+
+
 JUNK = st.one_of(
     st.none(),
     st.booleans(),
@@ -142,12 +158,56 @@ JUNK = st.one_of(
 )
 
 
-@given(path=st.sampled_from(LEAVES), value=JUNK)
-@settings(max_examples=60, deadline=None)
-def test_junk_is_valid_or_refused_with_its_key(
-    path: str, value: Any, tmp_path_factory: pytest.TempPathFactory
+MUTATIONS = 200 if os.environ.get("RETRACE_FAULTS") == "full" else 50
+
+
+@given(
+    path=st.sampled_from(paths(FEWER)),
+    how=st.sampled_from(["replace", "delete", "rename", "add"]),
+    value=JUNK,
+    name=st.text(min_size=1, max_size=8),
+)
+@settings(max_examples=MUTATIONS, deadline=None, derandomize=True)
+def test_a_mutated_file_is_valid_or_refused_with_its_key(
+    path: tuple[str, ...], how: str, value: Any, name: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
+    """No traceback, one line, and the key; what is accepted is taken as it stands."""
+    params = copy.deepcopy(FEWER)
+    *parents, last = path
+    section: Any = params
+    for key in parents:
+        section = section[key]
+    if how == "replace":
+        section[last] = value
+    elif how == "add":
+        section[name] = value
+    else:
+        old = section.pop(last)
+        if how == "rename":
+            section[name] = old
+    folder = tmp_path_factory.mktemp("mutated")
     try:
-        check(changed(path, value), tmp_path_factory.mktemp("junk"))
+        check(params, folder)
     except Refusal as refusal:
-        assert path.replace("/", ".") in str(refusal)
+        text = str(refusal)
+        assert "\n" not in text and len(text) < 600
+        # The key, the section that lacks it, or where something else refers to it by its name.
+        assert any(repr(key)[1:-1] in text or key in text for key in (last, *parents[-1:], name))
+    else:
+        assert load(folder / "params.yaml").model_dump(exclude_unset=True) == params
+
+
+@given(data=st.data())
+@settings(max_examples=MUTATIONS, deadline=None, derandomize=True)
+def test_a_file_with_a_slip_of_the_keyboard_is_read_or_refused(
+    data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    text = yaml.safe_dump({**FEWER, "runs": {}}, sort_keys=False)
+    start = data.draw(st.integers(0, len(text)))
+    end = data.draw(st.integers(start, min(start + 5, len(text))))
+    file = tmp_path_factory.mktemp("slip") / "params.yaml"
+    file.write_text(text[:start] + data.draw(st.text(max_size=5)) + text[end:], encoding="utf-8")
+    try:
+        load(file)
+    except Refusal as refusal:
+        assert "\n" not in str(refusal)

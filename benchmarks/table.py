@@ -1,0 +1,167 @@
+"""One table of all benchmarks, from the JSON files of benchmarks/results: docs/benchmarks.md."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from benchmarks.timing import RESULTS
+from stages.artifacts import read_json, written_whole
+
+PAGE = Path("docs/benchmarks.md")
+Row = tuple[str, str, str, str, float]
+Result = dict[str, Any]
+
+
+def number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def compared(
+    what: str, other: str, rates: dict[str, float], ours: str, theirs: str, unit: str
+) -> Row:
+    """A row of two rates, the larger the better."""
+    cells = (f"{number(rates[key])} {unit}" for key in (ours, theirs))
+    return (what, next(cells), other, next(cells), rates[ours] / rates[theirs])
+
+
+def imputation(result: Result) -> Iterator[Row]:
+    for network, entry in result["networks"].items():
+        yield compared(
+            f"imputation by `{network}`, all images and masks in one batch",
+            "a loop over images",
+            entry["images_per_second"],
+            "batched",
+            "one at a time",
+            "images/s",
+        )
+
+
+def ssim(result: Result) -> Iterator[Row]:
+    yield compared(
+        "SSIM of a batch",
+        "a loop over scikit-image",
+        result["pairs_per_second"],
+        "batch",
+        "loop",
+        "pairs/s",
+    )
+
+
+def kkt(result: Result) -> Iterator[Row]:
+    seconds = result["seconds"]
+    yield (
+        "one step of the KKT attack, gradients written out",
+        f"{number(seconds['written out'])} s",
+        "`loss.backward()`",
+        f"{number(seconds['loss.backward()'])} s",
+        result["ratio"],
+    )
+
+
+def decoder_inversion(result: Result) -> Iterator[Row]:
+    yield compared(
+        "bounded layer-wise inversion, all images at once",
+        "scipy, one image at a time",
+        result["bounded"]["images_per_second"],
+        "batched",
+        "one at a time",
+        "images/s",
+    )
+
+
+def network_inversion(result: Result) -> Iterator[Row]:
+    for task, entry in result["tasks"].items():
+        yield compared(
+            f"network inversion, {task}",
+            "the loop that a user would write",
+            entry["targets_per_second"],
+            "one batch",
+            "user's loop",
+            "targets/s",
+        )
+
+
+def overhead(result: Result) -> Iterator[Row]:
+    seconds = result["noop_seconds"]
+    yield (
+        "`dvc repro` with nothing to do",
+        f"{number(seconds['dvc repro'])} s",
+        "`dvc status`",
+        f"{number(seconds['dvc status'])} s",
+        seconds["dvc status"] / seconds["dvc repro"],
+    )
+
+
+ROWS: dict[str, Callable[[Result], Iterator[Row]]] = {
+    "imputation": imputation,
+    "ssim": ssim,
+    "kkt": kkt,
+    "decoder_inversion": decoder_inversion,
+    "network_inversion": network_inversion,
+    "overhead": overhead,
+}
+
+
+def growth(result: Result) -> Iterator[str]:
+    """Lines of the table of growth curves."""
+    yield "| of | sizes | processor seconds | exponent | MiB more | exponent |"
+    yield "| --- | --- | --- | ---: | --- | ---: |"
+    for what, curve in result["curves"].items():
+        columns = [
+            ", ".join(number(point[key]) for point in curve["points"])
+            for key in ("size", "seconds", "mebibytes")
+        ]
+        seconds, memory = (f"{curve['exponents'][k]['all']:.2f}" for k in ("seconds", "mebibytes"))
+        yield f"| {what} | {columns[0]} | {columns[1]} | {seconds} | {columns[2]} | {memory} |"
+
+
+def page(results: dict[str, Result]) -> str:
+    """The whole page; a benchmark without a result is left out."""
+    lines = [
+        "# Benchmarks",
+        "",
+        "Each as measured when it was last run, by `make bench`; the full results, and what they "
+        "were measured on, are in `benchmarks/results/`. The ratio is how many times as fast as "
+        "what a user would do instead.",
+        "",
+        "| what | here | instead | there | ratio |",
+        "| --- | ---: | --- | ---: | ---: |",
+    ]
+    for name, rows in ROWS.items():
+        for what, ours, other, theirs, ratio in rows(results[name]) if name in results else ():
+            lines.append(f"| {what} | {ours} | {other} | {theirs} | **{number(ratio)}** |")
+    if "growth" in results:
+        lines += [
+            "",
+            "How time and memory grow: imputation by images, masks and restarts, ten steps; the "
+            "published attack by candidates, ten steps. An exponent of 1: twice as many, twice as "
+            "much.",
+            "",
+            *growth(results["growth"]),
+        ]
+    if "overhead" in results:
+        stages = results["overhead"]["stages"]
+        lines += [
+            "",
+            "A whole run of the pipeline on scikit-learn's digits, empty cache, the longest first; "
+            f"{results['overhead']['share_outside']:.0%} of it is neither training nor "
+            "reconstruction.",
+            "",
+            "| stage | runs | seconds | seconds a run |",
+            "| --- | ---: | ---: | ---: |",
+        ]
+        for kind, entry in sorted(stages.items(), key=lambda item: -item[1]["seconds"]):
+            runs, seconds = entry["runs"], entry["seconds"]
+            lines.append(f"| {kind} | {runs} | {seconds:.1f} | {seconds / runs:.1f} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    results = {path.stem: read_json(path) for path in sorted(RESULTS.glob("*.json"))}
+    with written_whole(PAGE) as temporary:
+        temporary.write_text(page(results), encoding="utf-8")
+    print(f"written: {PAGE}")
+
+
+if __name__ == "__main__":
+    main()
