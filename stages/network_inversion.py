@@ -356,7 +356,10 @@ def preferred_picture(runs: Mapping[str, Run], *, title: str) -> Image.Image:
     rows = {}
     for _, arrays, _, settings in runs.values():
         weight = settings["prior"]
-        rows[f"prior {weight:g}" if weight else "no prior"] = arrays["estimate"]
+        name = f"prior {weight:g}" if weight else "no prior"
+        if settings["goal"] == "range":
+            name = f"decoder, {name}"
+        rows[name] = arrays["estimate"]
     labels = [str(label) for label in next(iter(runs.values()))[1]["label"].tolist()]
     return sheet(rows, title=title, columns=labels, scale=3)
 

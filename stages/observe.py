@@ -40,14 +40,27 @@ def training_data() -> None:
     )
 
 
+@torch.no_grad()
 def network_inversion() -> None:
-    """Test images to start from, without their labels; what is wanted is a setting of each run."""
+    """Test images to start from, without their labels, and the matrices of the decoder whose range
+    may be a prior, with the images' mean code; what is wanted is a setting of each run."""
     images, _ = read_split("test")
-    dataset = np.array(dataset_of(split_path("test")))
+    vae = _with_decoder(load_checkpoint(checkpoint_path("vae"))[0])
     write_arrays(
         observed_path("network_inversion"),
-        {"observed": images[:STARTS].numpy(), "dataset": dataset},
+        {
+            "observed": images[:STARTS].numpy(),
+            "dataset": np.array(dataset_of(split_path("test"))),
+            "code": vae.encode(images[:STARTS])[0].mean(dim=0).numpy(),
+            **{f"decoder_{i}": w.numpy() for i, w in enumerate(vae.decoder_weights())},
+        },
     )
+
+
+def _with_decoder(network: Any) -> Any:
+    if not hasattr(network, "decoder_weights"):
+        raise Refusal("networks.vae.architecture: no decoder there; vae is expected")
+    return network
 
 
 @torch.no_grad()
@@ -62,9 +75,7 @@ def decoder_inversion() -> None:
     (single, header), (double, _) = load_checkpoint(path), load_checkpoint(path)
     count = params.masks.images
     images = read_split("test")[0][:count].double()
-    if not hasattr(single, "decoder_weights"):
-        raise Refusal("networks.vae.architecture: no decoder there; vae is expected")
-    code_size: Any = single.code_size
+    code_size = _with_decoder(single).code_size
     size = (len(images), code_size)
     drawn = np.random.default_rng([params.data.seed, DRAW]).standard_normal(size)
     codes = torch.from_numpy(drawn.astype(np.float32))

@@ -1,5 +1,6 @@
 """Inputs for wanted outputs: closed forms against gradients, scipy and linear programming."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,8 +10,15 @@ from scipy.optimize import LinearConstraint, linprog, minimize
 from torch import Tensor
 
 from stages import network_inversion
+from stages.artifacts import write_arrays
 from stages.command import Refusal
-from stages.methods.network_inversion import affine, class_target, hidden_unit, lstm_gate
+from stages.methods.network_inversion import (
+    _nearest,
+    affine,
+    class_target,
+    hidden_unit,
+    lstm_gate,
+)
 from stages.methods.network_inversion._nearest import (
     AT_LEAST,
     AT_MOST,
@@ -21,7 +29,7 @@ from stages.methods.network_inversion._nearest import (
     nearest,
     violation,
 )
-from stages.networks import classifier, lstm, margin, regression
+from stages.networks import classifier, lstm, margin, regression, vae
 from stages.params import bind, find
 from stages.score import means_with_intervals
 
@@ -444,6 +452,26 @@ def test_sensitivity_is_the_slope_of_the_unit(dense: margin.Network, images: Ten
     torch.testing.assert_close(gradient, expected)
 
 
+def test_breakpoints_and_newtons_method_find_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    start, weight = torch.randn(2, 200, 40, generator=generator, dtype=torch.float64)
+    weight[:, :5] = 0  # pixels that the output does not see
+    low, high = _nearest.box_range(weight, torch.zeros(200, dtype=torch.float64))
+    share = torch.linspace(0, 1, 200, dtype=torch.float64)  # both ends of the range too
+    given: dict[str, Any] = {
+        "wanted": torch.lerp(low, high, share),
+        "relation": torch.full((200,), EQUAL),
+        "box": True,
+    }
+    points = []
+    for steps in (40, 1):  # with one step, Newton's method leaves nearly all to the breakpoints
+        monkeypatch.setattr(_nearest, "STEPS", steps)
+        found = nearest(start, weight, torch.zeros(200, dtype=torch.float64), **given)
+        assert found.feasible.all()
+        points.append(found.point)
+    torch.testing.assert_close(*points, rtol=0, atol=1e-12)
+
+
 # Classes
 
 
@@ -466,6 +494,37 @@ def test_a_prior_takes_variation_out_of_what_a_class_wants(judge: Any, images: T
         estimate = answer["estimate"]
         variation.append(sum(estimate.diff(dim=axis).abs().mean() for axis in (1, 2)))
     assert variation[1] < 0.5 * variation[0]
+
+
+def test_what_a_class_wants_in_the_range_of_a_decoder_is_in_that_range(
+    judge: Any, images: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    decoder = vae.Network(code_size=3, widths=[16, 8], weighting="elbo", divergence_weight=1.0)
+    weights = decoder.decoder_weights()
+    arrays = {f"decoder_{i}": weight.numpy() for i, weight in enumerate(weights)}
+    observed = tmp_path / "data/observed/network_inversion.npz"
+    settings = {**CLASS, "goal": "range", "prior": 0.1}
+    write_arrays(observed, {"observed": images[:9].numpy()})
+    with pytest.raises(Refusal, match="goal = 'range': no decoder was observed"):
+        class_target.reconstruct(judge, images[:9], **settings, callback=silent)
+    code = np.array([0.3, -0.2, 0.1])
+    write_arrays(observed, {"observed": images[:9].numpy(), "code": code, **arrays})
+    answer = class_target.reconstruct(judge, images[:9], **settings, callback=silent)
+    start = decoder.double().decode(torch.from_numpy(code)[None]).detach()
+    torch.testing.assert_close(answer["start"], start.expand(10, -1, -1))
+    # Layer by layer back to a code, and no image is without one.
+    logits = answer["estimate"].flatten(1).logit()
+    hidden = torch.linalg.lstsq(weights[2].double(), logits.T).solution
+    hidden = torch.linalg.lstsq(weights[1].double(), hidden.atanh()).solution
+    codes = torch.linalg.lstsq(weights[0].double(), hidden.atanh()).solution.T
+    torch.testing.assert_close(decoder.decode(codes), answer["estimate"])
+    # Each class has more of its own probability than the start gave it.
+    before, after = (judge.double()(answer[key]).softmax(dim=1) for key in ("start", "estimate"))
+    label = answer["label"][:, None]
+    assert (after.gather(1, label) > before.gather(1, label)).all()
+    judge.float()
 
 
 # LSTM

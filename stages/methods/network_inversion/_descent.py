@@ -114,8 +114,10 @@ def ascend(
     steps: int,
     learning_rate: float,
     callback: Callback,
+    box: bool = True,
 ) -> Tensor:
-    """Raise the output by Adam on the input, kept in [0, 1]ⁿ, for all rows at once: (B, n)."""
+    """Raise the output by Adam on the input, for all rows at once: (B, n); kept in [0, 1]ⁿ, but for
+    inputs that are no pixels."""
     x = start.clone()
     mean, square = torch.zeros_like(x), torch.zeros_like(x)
     first, second = RATES
@@ -127,5 +129,6 @@ def ascend(
         mean = torch.lerp(gradient, mean, first)
         square = torch.lerp(gradient.square(), square, second)
         scale = (square / (1 - second ** (step + 1))).sqrt() + 1e-12
-        x = (x + learning_rate * mean / (1 - first ** (step + 1)) / scale).clamp(0, 1)
+        x = x + learning_rate * mean / (1 - first ** (step + 1)) / scale
+        x = x.clamp(0, 1) if box else x
     return x

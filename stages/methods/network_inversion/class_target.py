@@ -7,7 +7,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from stages.artifacts import Callback
+from stages.artifacts import Callback, observed_path, read_arrays
 from stages.command import Refusal
 from stages.methods.network_inversion._descent import ascend, nearest_by_planes
 from stages.methods.network_inversion._nearest import AT_LEAST, PROVED, UNKNOWN
@@ -21,7 +21,7 @@ def reconstruct(
     network: nn.Module,
     observed: Tensor,
     *,
-    goal: Literal["nearest", "preferred"],
+    goal: Literal["nearest", "preferred", "range"],
     images: Annotated[int, Field(ge=1)],
     probability: Annotated[float, Field(gt=0, lt=1)],
     prior: Annotated[float, Field(ge=0)],
@@ -35,7 +35,12 @@ def reconstruct(
       wanted one, by tangent planes of its log-odds (see `_descent.nearest_by_planes`): a local
       optimum, so that the true distance is at most this one;
     - ``preferred``: the image that the class "wants", by Adam from black on the log-odds less
-      `prior` times the total variation, the sum of |differences of neighbouring pixels|.
+      `prior` times the total variation, the sum of |differences of neighbouring pixels|;
+    - ``range``: what it wants among the images G(z) that a public decoder gives, by Adam on the
+      code, from the mean code of images, on the log-odds less `prior` times |z|²/2: with 1 the code
+      that is most probable, given the odds, if codes are standard normal, as those of a VAE. (From
+      0 some classes end at the negative of a digit: a decoder of tanh layers without biases has
+      G(−z) = 1 − G(z), and no code of an image is near those.)
 
     Parameters
     ----------
@@ -43,16 +48,16 @@ def reconstruct(
         (B, 28, 28) to logits (B, classes).
     observed : (N, 28, 28)
         Images to start from.
-    goal : "nearest" or "preferred"
+    goal : "nearest", "preferred" or "range"
     images : int
         The first so many observed images, each to all classes; of ``nearest``.
     probability : float
         That the class has to have.
     prior : float
-        Weight of the total variation, of ``preferred``; 0 for none.
+        Weight of the total variation, of ``preferred``, or of |z|²/2, of ``range``; 0 for none.
     steps : int
     learning_rate : float
-        Adam's, in pixel units; of ``preferred``.
+        Adam's, in pixel units or those of the code; not of ``nearest``.
     callback : function
         Called before each step and at the end.
 
@@ -75,8 +80,12 @@ def reconstruct(
     classes = network(observed[:1].double()).shape[1]
     if goal == "nearest":
         chosen = observed[:images].double().flatten(1)
-    else:
+    elif goal == "preferred":
         chosen = torch.full((1, shape.numel()), BLANK, dtype=torch.float64)
+    else:
+        weights, mean = public_decoder()
+        code = mean.repeat(classes, 1)
+        chosen = decode(weights, code[:1])
     start = chosen.repeat_interleave(classes, dim=0)  # (B, n)
     label = torch.arange(classes).repeat(len(chosen))
 
@@ -90,7 +99,8 @@ def reconstruct(
         return torch.cat(found)
 
     def shown(step: int, loss: Tensor, x: Tensor) -> None:
-        callback(step, loss, x.unflatten(1, shape))
+        images = x if goal != "range" else decode(weights, x)
+        callback(step, loss, images.unflatten(1, shape))
 
     odds = torch.full((len(start),), probability, dtype=torch.float64).logit()
     relation = torch.full_like(label, AT_LEAST)
@@ -98,6 +108,16 @@ def reconstruct(
         estimate, reached, iterations = nearest_by_planes(
             log_odds, start, wanted=odds, relation=relation, steps=steps, callback=shown
         )
+    elif goal == "range":
+        found = ascend(
+            lambda z: log_odds(decode(weights, z)) - prior * z.square().sum(dim=1) / 2,
+            code,
+            steps=steps,
+            learning_rate=learning_rate,
+            callback=shown,
+            box=False,
+        )
+        estimate = decode(weights, found)
     else:
         estimate = ascend(
             lambda x: log_odds(x) - prior * _total_variation(x.unflatten(1, shape)),
@@ -106,6 +126,7 @@ def reconstruct(
             learning_rate=learning_rate,
             callback=shown,
         )
+    if goal != "nearest":
         reached = log_odds(estimate) >= odds
         iterations = torch.full_like(label, steps)
     return {
@@ -117,6 +138,25 @@ def reconstruct(
         "feasible": torch.where(reached, PROVED, UNKNOWN).to(torch.int8),
         "iterations": iterations,
     }
+
+
+def public_decoder() -> tuple[list[Tensor], Tensor]:
+    """The matrices of the decoder that lies beside the images to start from, G(z) =
+    σ(W_L tanh(… tanh(W₁ z))), and the images' mean code (1, d), all in float64."""
+    arrays = read_arrays(observed_path("network_inversion"))
+    names = sorted(name for name in arrays if name.startswith("decoder_"))
+    if not names:
+        raise Refusal("settings.goal = 'range': no decoder was observed; run `dvc repro`")
+    weights = [torch.from_numpy(arrays[name]).double() for name in names]
+    return weights, torch.from_numpy(arrays["code"]).double().unsqueeze(0)
+
+
+def decode(weights: list[Tensor], codes: Tensor) -> Tensor:
+    """(B, d) codes to (B, P) pixels."""
+    values = codes
+    for weight in weights[:-1]:
+        values = (values @ weight.T).tanh()
+    return (values @ weights[-1].T).sigmoid()
 
 
 def _total_variation(images: Tensor) -> Tensor:
