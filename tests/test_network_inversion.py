@@ -505,7 +505,7 @@ def test_what_a_class_wants_in_the_range_of_a_decoder_is_in_that_range(
     weights = decoder.decoder_weights()
     arrays = {f"decoder_{i}": weight.numpy() for i, weight in enumerate(weights)}
     observed = tmp_path / "data/observed/network_inversion.npz"
-    settings = {**CLASS, "goal": "range", "prior": 0.1}
+    settings = {**CLASS, "goal": "range", "prior": 0.0}
     write_arrays(observed, {"observed": images[:9].numpy()})
     with pytest.raises(Refusal, match="goal = 'range': no decoder was observed"):
         class_target.reconstruct(judge, images[:9], **settings, callback=silent)
