@@ -10,9 +10,7 @@ from stages.command import Refusal
 Precision = Literal["float32", "float64"]
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 SIDE = 28
-FACTORED = 16  # images whose normal equations are factored together
-RIDGE = 100  # steps of the precision, times the mean diagonal
-CORRECTIONS = 4  # the first is the solution of the normal equations
+FACTORED = 4  # images whose weighted matrices are factored together
 
 
 class Problem(NamedTuple):
@@ -146,28 +144,19 @@ def weighted_solutions(weight: Tensor, wanted: Tensor, rows: Tensor | None) -> T
 
 
 def _weighted(weight: Tensor, wanted: Tensor, rows: Tensor) -> Tensor:
-    """`weighted_solutions` of a few images, by corrected seminormal equations (Björck 1987).
+    """`weighted_solutions` of a few images, by orthogonal triangles.
 
-    A Cholesky factor of the normal equations costs a third of an orthogonal one, and corrections
-    by the residual of the least squares itself bring back the digits that squaring them loses.
+    The triangle of [W, wanted] with weighted rows holds that of W and, in its last column, what an
+    orthogonal factor would make of the right-hand side, which is so not formed. Normal equations
+    would square the condition, which saturated units make large.
     """
-    squares = rows.square()
-    scaled = weight * rows.unsqueeze(2)  # (c, m, n)
-    gram = scaled.transpose(1, 2) @ scaled
-    mean = gram.diagonal(dim1=1, dim2=2).mean(dim=1)
+    size = weight.shape[1]
+    columns = torch.cat([weight.expand(len(rows), -1, -1), wanted.unsqueeze(2)], dim=2)
+    triangle = torch.linalg.qr(columns * rows.unsqueeze(2), mode="r").R
+    left, right = triangle[:, :size, :size].clone(), triangle[:, :size, size:]
+    # What rows without weight leave undetermined stays finite.
+    diagonal = left.diagonal(dim1=1, dim2=2)
     numbers = torch.finfo(weight.dtype)
-    identity = torch.eye(weight.shape[1], dtype=weight.dtype)
-    # What rows without weight leave undetermined stays near 0; where the first ridge is too low
-    # for a factorisation, the second is not.
-    factor, failed = torch.linalg.cholesky_ex(
-        gram + (RIDGE * numbers.eps * mean + numbers.tiny).reshape(-1, 1, 1) * identity
-    )
-    bad = failed > 0
-    if bool(bad.any()):
-        ridge = (numbers.eps**0.5 * mean[bad] + numbers.tiny**0.5).reshape(-1, 1, 1)
-        factor[bad] = torch.linalg.cholesky(gram[bad] + ridge * identity)
-    h = torch.zeros(len(wanted), weight.shape[1], dtype=weight.dtype)
-    for _ in range(CORRECTIONS):
-        right = ((wanted - h @ weight.T) * squares) @ weight
-        h = h + torch.cholesky_solve(right.unsqueeze(2), factor).squeeze(2)
-    return h
+    least = numbers.eps * diagonal.abs().amax(dim=1, keepdim=True) + numbers.tiny
+    diagonal.copy_(torch.where(diagonal.abs() < least, least, diagonal))
+    return torch.linalg.solve_triangular(left, right, upper=True).squeeze(2)
