@@ -1,18 +1,20 @@
 """How steadily `sparse_span` finds training images, how it grows, and what drives it.
 
 `sets`: two disjoint sets of 500 images, three initialisations of the network each.
-`growth`: sets of 50 to 1,000 images: seconds, peak memory, matches.
-`drivers`: 50 images, one thing changed at a time: what makes images come out of the weights.
+`growth`: sets of 50 to 1,000 images: seconds and peak memory, at cheap settings: half the units,
+few steps, a short attack. Its matches say little.
+`drivers`: 50 images and a small network, one thing changed at a time: what makes images come out of
+the weights.
 
 Beside every count of matched training images stands the count of as many held-out images that the
 network never saw, matched to the same candidates (see `stages.identification`).
 
-About an hour and a half on two free cores (estimated): 40 minutes for `sets`, 30 for `growth`, 15
-for `drivers`. Each point is written to benchmarks/results/identification.json when it is done. A
+About an hour on two free cores (estimated): 40 minutes for `sets`, 5 each for `growth` and
+`drivers`. Each point is written to benchmarks/results/identification.json when it is done. A
 point that is there already is not measured again, unless params.yaml or the numbers here have
 changed; after a change of the code of the training or the attack, delete that file. Every training
-and every attack runs in a process of its own: the attack sees the weights and nothing else, and its
-peak memory is its own.
+and every attack of `sets` and `growth` runs in a process of its own: the attack sees the weights
+and nothing else, and its peak memory is its own.
 """
 
 import argparse
@@ -59,25 +61,30 @@ SMALL = ("margin_100", "training_data-sparse_span_100")  # 100 images
 OFFSETS = (0, 250)  # of the sets, within each class: they share no image
 SEEDS = (0, 1, 2)  # of the initial weights
 GROWTH = (50, 100, 200, 500, 1000)  # images
-DRIVEN = 50  # images of `drivers`, fewer than `SMALL` has, in fewer rounds: there are many points
-DRIVEN_ROUNDS = 3
-# By panel of the figure; `SMALL` with so many images is a point of most.
-STEPS = (0, 150, 400, 1500, 5000)
+GROWN: dict[str, Any] = {"widths": [500, 500]}
+GROWN_TRAINING: dict[str, Any] = {"steps": 400, "learning_rate": 0.1}
+GROWN_ATTACK: dict[str, Any] = {"starts": 300, "objectives": 50, "rounds": 1}
+# `drivers`: fewer images and units than `SMALL` has and a shorter attack: there are many points.
+DRIVEN = 50
+DRIVEN_WIDTH = 400
+DRIVEN_ATTACK: dict[str, Any] = {"starts": 300, "objectives": 100, "rounds": 2}
+# By panel of the figure; `SMALL` with so many images and units is a point of most.
+STEPS = (0, 150, 400, 1500, 4000)
 WEIGHT_DECAYS = (1e-2, 1e-3, 1e-4)
-WIDTHS = (250, 500, 1000, 2000)
+WIDTHS = (100, 200, 400, 800)
+IMAGES = (20, 50, 100, 200)
 DEVIATIONS = (1e-4, 1e-3, 1e-2, 1e-1)
 LABELS = ("correct", "random")
-SHARPENINGS = (1.0, 24.0, 200.0)
 # Plain steps on the logistic loss, at a constant rate. The initial weights fade as exp(-2 decay
-# steps): fully at 1e-2 and 1e-3, to a third at 1e-4.
-DECAYED = {"method": "weight_decay", "learning_rate": 1.0, "decay": 1.0, "steps": 5000}
+# steps): fully at 1e-2, to a 400th at 1e-3, to a half at 1e-4.
+DECAYED = {"method": "weight_decay", "learning_rate": 1.0, "decay": 1.0, "steps": 3000}
 GROUPS = {
     "steps": "steps of training",
     "weight_decay": "weight decay, plain steps",
     "widths": "units in each hidden layer",
+    "images": "training images",
     "first_deviation": "deviation of the first layer's\ninitial weights",
     "labels": "labels",
-    "sharpening": "sharpening of the margin",
 }
 
 Inputs = dict[str, Any]
@@ -182,21 +189,18 @@ def unreported(changes: Mapping[str, Any], *, steps: int) -> dict[str, Any]:
 
 
 def growth() -> list[Point]:
-    """The settings for 500 images, with other numbers of images."""
-    steps: int = parameters().networks[LARGE[0]].training["steps"]
-    return [
-        Point(
-            f"n = {images}",
-            "",
-            "",
-            inputs_of(LARGE, training=unreported({"per_class": images // 2}, steps=steps)),
-        )
-        for images in GROWTH
-    ]
+    """The settings for 500 images made cheaper, with other numbers of images."""
+    points = []
+    for images in GROWTH:
+        changes = {"per_class": images // 2, **GROWN_TRAINING}
+        training = unreported(changes, steps=changes["steps"])
+        inputs = inputs_of(LARGE, arguments=GROWN, training=training, attack=GROWN_ATTACK)
+        points.append(Point(f"n = {images}", "", "", inputs))
+    return points
 
 
 def drivers() -> list[Point]:
-    """The settings for 100 images with `DRIVEN` of them, one setting changed."""
+    """The settings for 100 images, smaller, with one of them changed."""
     steps: int = parameters().networks[SMALL[0]].training["steps"]
     points = []
 
@@ -205,8 +209,8 @@ def drivers() -> list[Point]:
     ) -> None:
         changes = {"per_class": DRIVEN // 2, **(training or {})}
         changes = unreported(changes, steps=changes.get("steps", steps))
-        attack = {"rounds": DRIVEN_ROUNDS}
-        inputs = inputs_of(SMALL, arguments=arguments, training=changes, attack=attack)
+        arguments = {"widths": [DRIVEN_WIDTH] * 2, **arguments}
+        inputs = inputs_of(SMALL, arguments=arguments, training=changes, attack=DRIVEN_ATTACK)
         points.append(Point(f"{group} = {label}", group, label, inputs))
 
     for value in STEPS:
@@ -215,12 +219,12 @@ def drivers() -> list[Point]:
         add("weight_decay", f"{decay:g}", training={**DECAYED, "weight_decay": decay})
     for width in WIDTHS:
         add("widths", f"{width}", widths=[width, width])
+    for images in IMAGES:
+        add("images", f"{images}", training={"per_class": images // 2})
     for deviation in DEVIATIONS:
         add("first_deviation", f"{deviation:g}", first_deviation=deviation)
     for labels in LABELS:
         add("labels", labels, training={"labels": labels})
-    for sharpening in SHARPENINGS:
-        add("sharpening", f"{sharpening:g}", training={"sharpening": sharpening})
     return points
 
 
@@ -321,12 +325,14 @@ def scored(candidates: NDArray[Any], truth: Truth) -> Result:
     }
 
 
-def measured(inputs: Inputs) -> Result:
-    """Train, attack and score. What fails is a result too: it must not cost the other points."""
+def measured(inputs: Inputs, *, apart: bool) -> Result:
+    """Train, attack and score, in processes of their own or in this one. What fails is a result
+    too: it must not cost the other points."""
+    call = alone if apart else lambda function, *arguments: function(*arguments)
     result: Result = {"inputs": inputs, "n": 2 * inputs["training"]["per_class"]}
     try:
-        state, truth, result["training"] = alone(trained, inputs)
-        candidates, result["attack"] = alone(attacked, inputs, state)
+        state, truth, result["training"] = call(trained, inputs)
+        candidates, result["attack"] = call(attacked, inputs, state)
     except BrokenExecutor:
         raise  # a process that was killed says nothing about the attack
     except (Refusal, RuntimeError, ValueError, IndexError) as error:
@@ -386,7 +392,7 @@ def measure(parts: Iterable[str], *, limit: int | None) -> Stored:
                 if limit is not None and count >= limit:
                     continue  # later points may be known
                 print(f"{part}, {point.name} …", end=" ", flush=True)
-                result = measured(point.inputs)
+                result = measured(point.inputs, apart=part != "drivers")
                 count += 1
                 print(line_of(result), flush=True)
             if fresh or stored[part].get(point.name) != result:
@@ -502,7 +508,6 @@ def draw(stored: Stored) -> None:
     pairs = present("drivers", stored)
     if not pairs:
         return
-    images = pairs[0][1]["n"]
     figure, grid = pyplot.subplots(
         2, 3, figsize=(9, 5.2), layout="constrained", sharey=True, squeeze=False
     )
@@ -510,22 +515,24 @@ def draw(stored: Stored) -> None:
     for axes, (group, title) in zip(grid.flat, GROUPS.items(), strict=True):
         shown = [(p, result) for p, result in pairs if p.group == group]
         places = range(len(shown))
-        above = [r["matched"][STRICTEST] if "failed" not in r else 0 for _, r in shown]
-        null = [r["null_matched"][STRICTEST] if "failed" not in r else 0 for _, r in shown]
+        above, null = (
+            [r[key][STRICTEST] / r["n"] if "failed" not in r else 0.0 for _, r in shown]
+            for key in ("matched", "null_matched")
+        )
         axes.plot(places, null, color="#999999", marker="s", markersize=4, label="held-out images")
         axes.plot(places, above, color=COLOURS[0], marker="o", label="training images")
         usual = [i for i in places if shown[i][0].inputs == reference]
         ring = {"linestyle": "", "marker": "o", "markersize": 12, "markerfacecolor": "none"}
-        axes.plot(usual, [above[i] for i in usual], color=COLOURS[4], label="params.yaml", **ring)
+        axes.plot(usual, [above[i] for i in usual], color=COLOURS[4], label="usual setting", **ring)
         failed = [i for i in places if "failed" in shown[i][1]]
         axes.plot(failed, [0] * len(failed), "x", color=COLOURS[8], markersize=9, label="failed")
         axes.set_xticks(places, [p.label for p, _ in shown])
         axes.set_title(title, fontsize=10)
         axes.margins(x=0.12)
-        axes.set_ylim(-0.04 * images, 1.04 * images)
+        axes.set_ylim(-0.04, 1.04)
         axes.spines[["top", "right"]].set_visible(False)
     for axes in grid[:, 0]:
-        axes.set_ylabel(f"images with NCC > {STRICTEST}")
+        axes.set_ylabel(f"share with NCC > {STRICTEST}")
     handles, labels = grid[0, 0].get_legend_handles_labels()
     anywhere = any("failed" in result for _, result in pairs)
     kept = [i for i, label in enumerate(labels) if label != "failed" or anywhere]
@@ -537,7 +544,10 @@ def draw(stored: Stored) -> None:
         ncols=4,
     )
     dataset = pairs[0][0].inputs["dataset"]
-    figure.suptitle(f"Of {images} training images, how many come out? ({dataset})")
+    figure.suptitle(
+        f"Which share of the training images comes out? ({dataset}, usually {DRIVEN} images, "
+        f"{DRIVEN_WIDTH} units)"
+    )
     PICTURE.parent.mkdir(parents=True, exist_ok=True)
     with written_whole(PICTURE) as temporary:
         figure.savefig(temporary, format="png", dpi=110, metadata={"Software": None})
