@@ -337,6 +337,9 @@ def measured(inputs: Inputs, *, apart: bool) -> Result:
         raise  # a process that was killed says nothing about the attack
     except (Refusal, RuntimeError, ValueError, IndexError) as error:
         return {**result, "failed": f"{type(error).__name__}: {' '.join(str(error).split())}"}
+    if not apart:
+        for half in ("training", "attack"):
+            del result[half]["memory_mib"]  # of this process, whatever else it did
     images, held_out, mean = map(torch.from_numpy, truth)
     return {**result, **scored(candidates, Truth(images, held_out, mean, coloured=False))}
 
@@ -473,7 +476,7 @@ def show_points(part: str, stored: Stored) -> None:
             rows.append([point.name, *[""] * 8, result["failed"][:60]])
             continue
         training, attack = result["training"], result["attack"]
-        memory = [training["memory_mib"], attack["memory_mib"]]
+        memory = [half.get("memory_mib") for half in (training, attack)]
         rows.append(
             [
                 point.name,
@@ -483,7 +486,7 @@ def show_points(part: str, stored: Stored) -> None:
                 f"{training['training_error']:.2f}",
                 f"{training['seconds']:.0f}",
                 f"{attack['seconds']:.0f}",
-                *(f"{each['peak']:.0f} ({each['start']:.0f})" for each in memory),
+                *(f"{m['peak']:.0f} ({m['start']:.0f})" if m else "" for m in memory),
                 "",
             ]
         )
