@@ -2,7 +2,9 @@
 
 A first layer in the span of n images has n singular values, as far as they rise above the rounding
 of float32; a collapsed second layer has two; a network as it was drawn has as many as it has rows
-or columns. Draws docs/pictures/training_data_spectra.png. A few seconds; needs the trained networks.
+or columns.
+
+Draws docs/pictures/training_data_spectra.png. A few seconds; needs the trained networks.
 """
 
 from pathlib import Path
