@@ -62,22 +62,22 @@ OFFSETS = (0, 250)  # of the sets, within each class: they share no image
 SEEDS = (0, 1, 2)  # of the initial weights
 GROWTH = (50, 100, 200, 500, 1000)  # images
 GROWN: dict[str, Any] = {"widths": [500, 500]}
-GROWN_TRAINING: dict[str, Any] = {"steps": 400, "learning_rate": 0.1}
-GROWN_ATTACK: dict[str, Any] = {"starts": 300, "objectives": 50, "rounds": 1}
+GROWN_TRAINING: dict[str, Any] = {"steps": 100, "learning_rate": 0.2, "decay": 0.5}
+GROWN_ATTACK: dict[str, Any] = {"starts": 100, "objectives": 20, "rounds": 1}
 # `drivers`: fewer images and units than `SMALL` has and a shorter attack: there are many points.
 DRIVEN = 50
 DRIVEN_WIDTH = 400
-DRIVEN_ATTACK: dict[str, Any] = {"starts": 300, "objectives": 100, "rounds": 2}
+DRIVEN_ATTACK: dict[str, Any] = {"starts": 100, "objectives": 100, "rounds": 2}
 # By panel of the figure; `SMALL` with so many images and units is a point of most.
 STEPS = (0, 150, 400, 1500, 4000)
 WEIGHT_DECAYS = (1e-2, 1e-3, 1e-4)
-WIDTHS = (100, 200, 400, 800)
-IMAGES = (20, 50, 100, 200)
+WIDTHS = (100, 200, 400)
+IMAGES = (20, 50, 100)
 DEVIATIONS = (1e-4, 1e-3, 1e-2, 1e-1)
 LABELS = ("correct", "random")
 # Plain steps on the logistic loss, at a constant rate. The initial weights fade as exp(-2 decay
-# steps): fully at 1e-2, to a 400th at 1e-3, to a half at 1e-4.
-DECAYED = {"method": "weight_decay", "learning_rate": 1.0, "decay": 1.0, "steps": 3000}
+# steps): fully at 1e-2, to a 50th at 1e-3, to two thirds at 1e-4.
+DECAYED = {"method": "weight_decay", "learning_rate": 1.0, "decay": 1.0, "steps": 2000}
 GROUPS = {
     "steps": "steps of training",
     "weight_decay": "weight decay, plain steps",
