@@ -6,10 +6,10 @@ Steps to a stationarity residual. `normalised` runs until its residual is below 
 descent at a constant rate, ten times the published one (Haim et al. 2022, arXiv 2206.07758, give
 that 10^6 epochs), is *measured* for `DESCENT_STEPS` steps; where it has not got there by then, a
 straight line of the residual over the logarithm of the steps, fitted to the later half of the
-stretch, is *extrapolated*. Where that line does not fall, the stretch itself is a lower bound. The residual of
-the first layer alone is compared too: under the logistic loss the weights grow like a power of
-log(steps), so that the initial weights of the later layers, which normalised steps shrink, stay in
-theta nearly for ever. The attacks read the first layer, which is drawn small.
+stretch, is *extrapolated*. Where that line does not fall, the stretch itself is a lower bound. The
+residual of the first layer alone is compared too: under the logistic loss the weights grow like a
+power of log(steps), so that the initial weights of the later layers, which normalised steps shrink,
+stay in theta nearly for ever. The attacks read the first layer, which is drawn small.
 
 One step's gradients. Written out layer by layer, and by `loss.backward()`.
 
