@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from stages import decoder_inversion, identification, network_inversion
+from stages import decoder_inversion, identification, network_inversion, uncertainty
 from stages.artifacts import (
     BASELINES,
     DATASET,
@@ -375,9 +375,88 @@ def report_imputation(
             for mask in masks
         ],
     )
+    stochastic = {name: s for name, s in runs.items() if "crps" in s["masks"][masks[0]]}
     return [
         f"### Imputation: MSE over the missing pixels, first {len(truth)} test images",
         imputation_table(runs, masks),
+        *(
+            report_uncertainty(stochastic, truth, observations, dataset=dataset)
+            if stochastic
+            else []
+        ),
+    ]
+
+
+def report_uncertainty(
+    runs: Mapping[str, Scores],
+    truth: NDArray[Any],
+    observations: Mapping[str, Any],
+    *,
+    dataset: str,
+) -> list[str]:
+    """Draw samples, ambiguous images and calibration; give the parts of the table's text."""
+    masks: list[str] = observations["masks"].tolist()
+    mask = "bottom" if "bottom" in masks else masks[0]
+    index = masks.index(mask)
+    observed = observations["observed"][index]
+    classifier, _ = load_checkpoint(checkpoint_path("classifier"))
+    coverages, rows = {}, []
+    for name, scores in runs.items():
+        short = name.removeprefix("imputation-")
+        kept = ("estimate", "deviation", "samples")
+        stored = read_arrays(reconstruction_path(name), only=kept)
+        arrays = {key: value[index] for key, value in stored.items()}
+        samples = torch.from_numpy(arrays["samples"])
+        drawn = uncertainty.completions(samples, torch.from_numpy(observed))
+        read = uncertainty.read_digits(drawn, classifier)
+        unsure = uncertainty.ambiguous(read)
+        for file, images, columns in (
+            ("samples", list(range(min(COLUMNS, len(truth)))), None),
+            # The digits that the classifier reads in the samples, in order.
+            ("ambiguous", unsure.tolist(), ["".join(map(str, r)) for r in read[unsure].tolist()]),
+        ):
+            picture = uncertainty.samples_picture(
+                arrays,
+                truth,
+                observed,
+                images=images,
+                title=f"{dataset}, {short}, {mask}",
+                columns=[column[: uncertainty.SAMPLES_SHOWN] for column in columns or []] or None,
+            )
+            write_picture(FOLDER / f"{file}_{short}.png", picture)
+        over_all, over_open = (
+            [mean_over_masks(scores, f"{kind}_{interval}") for interval in uncertainty.INTERVALS]
+            for kind in ("coverage", "open_coverage")
+        )
+        coverages[short] = over_all, over_open
+        rows.append(
+            [
+                f"`{short}`",
+                *(f"{share:.0%}" for share in [*over_all, *over_open]),
+                f"{mean_over_masks(scores, 'open_share'):.0%}",
+                *(
+                    f"{mean_over_masks(scores, key):.4f}"
+                    for key in ("crps", "mse", "sample_mse", "best_mse")
+                ),
+                *(
+                    f"{mean_over_masks(scores, k):.2f}"
+                    for k in ("sample_agreement", "label_entropy")
+                ),
+            ]
+        )
+    path = FOLDER / "calibration.png"
+    uncertainty.calibration_chart(
+        path, coverages, title=f"Intervals for missing pixels ({dataset})"
+    )
+    head = ["run", *(f"{name} %" for name in uncertainty.INTERVALS)]
+    head += [f"{name} %, open" for name in uncertainty.INTERVALS]
+    head += ["open", "CRPS", "MSE of the mean", "of a sample", "of the best sample"]
+    return [
+        "### Imputation: what the samples are worth, means over masks",
+        "Shares of missing pixels within the intervals, of all and of open ones, whose "
+        "deviation is above 0.05. Right: the share of samples that the classifier reads as the "
+        "true digit, and the entropy of what it reads, in bits.",
+        markdown((*head, "right", "entropy"), rows),
     ]
 
 
