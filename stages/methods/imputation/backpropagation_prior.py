@@ -30,7 +30,7 @@ def reconstruct(
         β Σ_k BCE(x_i, G_i(E(x))) + ‖E(x)‖²/2,
 
     what `latent_search` lowers over codes: the known pixels, and the prior of the code, which the
-    published objective lacks (Roche et al. 2023, arXiv 2308.10496). The start is ridge's completion.
+    published objective lacks (Roche et al. 2023, arXiv 2308.10496). The start is ridge's answer.
 
     Parameters
     ----------
