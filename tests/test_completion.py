@@ -280,7 +280,8 @@ def test_methods_with_a_prior_beat_ridge(
         "mixture_penalty": 0.01,
         "mixture_blocks": 0.5,
         "mixture_scattered": 0.5,
-        "threshold": 0.05,
+        "threshold_blocks": 0.05,
+        "threshold_scattered": 0.05,
         "seed": 0,
     }
     got = combined.reconstruct(network, observed, **SEARCH, **settings, callback=silent)
@@ -385,11 +386,11 @@ def test_the_residual_is_drawn_from_its_exact_conditional() -> None:
 
 def test_darkening_is_monotone_and_leaves_bright_pixels_alone() -> None:
     values = torch.linspace(-0.1, 1.1, 200).reshape(1, 10, 20)
-    got = combined.darkened(values, threshold=0.2).flatten()
+    got = combined.darkened(values, threshold=torch.tensor(0.2)).flatten()
     assert (got.diff() >= 0).all()
     bright = values.flatten() >= 0.2
     assert torch.equal(got[bright], values.flatten()[bright].clamp(0, 1))
-    assert torch.equal(combined.darkened(values, threshold=0.0), values.clamp(0, 1))
+    assert torch.equal(combined.darkened(values, threshold=torch.tensor(0.0)), values.clamp(0, 1))
 
 
 def test_nearest_neighbours_are_those_of_scipy(images: Tensor) -> None:

@@ -30,7 +30,8 @@ def reconstruct(
     mixture_penalty: Annotated[float, Field(gt=0)],
     mixture_blocks: Share,
     mixture_scattered: Share,
-    threshold: Share,
+    threshold_blocks: Share,
+    threshold_scattered: Share,
     seed: Seed,
     callback: Callback,
 ) -> Tensor:
@@ -68,7 +69,7 @@ def reconstruct(
         λ of the mixture, likewise.
     mixture_blocks, mixture_scattered : float
         Weight of 1 in the average.
-    threshold : float
+    threshold_blocks, threshold_scattered : float
         τ, in pixel units.
     seed : int
         Of starts and samples.
@@ -96,7 +97,8 @@ def reconstruct(
         )
         for batch in observed.split(BATCH)
     ]
-    return darkened(torch.cat(estimates), threshold=threshold)
+    threshold = _latent.by_kind(observed, threshold_blocks, threshold_scattered)
+    return darkened(torch.cat(estimates), threshold=threshold.view(-1, 1, 1))
 
 
 def _combine(
@@ -139,7 +141,7 @@ def _combine(
     return torch.lerp(decoded, statistics, weight).unflatten(1, (28, 28))
 
 
-def darkened(estimate: Tensor, *, threshold: float) -> Tensor:
+def darkened(estimate: Tensor, *, threshold: Tensor) -> Tensor:
     """Take faint values down: v ↦ v · min(1, v / τ), continuous, monotone, 0 below 0.
 
     Where a pixel is black in most images and bright in few, the mean is a faint grey, which is no
@@ -149,8 +151,8 @@ def darkened(estimate: Tensor, *, threshold: float) -> Tensor:
     Parameters
     ----------
     estimate : (B, 28, 28)
-    threshold : float
+    threshold : (B, 1, 1)
         τ; 0 changes nothing but the range.
     """
     clipped = estimate.clamp(0, 1)
-    return clipped * (clipped / max(threshold, 1e-12)).clamp(max=1)
+    return clipped * (clipped / threshold.clamp(min=1e-12)).clamp(max=1)
