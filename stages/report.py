@@ -341,7 +341,7 @@ def report_autoencoding(
 
 
 def report_imputation(
-    runs: Mapping[str, Scores], truth: NDArray[Any], *, dataset: str
+    runs: Mapping[str, Scores], truth: NDArray[Any], params: Params, *, dataset: str
 ) -> list[str]:
     """Draw the completions, list the scores; give the parts of the table's text."""
     observations = read_arrays(observed_path("imputation"))
@@ -375,6 +375,20 @@ def report_imputation(
             for mask in masks
         ],
     )
+    bottom = masks.index("bottom") if "bottom" in masks else 0
+    for name, scores in runs.items():
+        settings = params.runs[name].settings
+        if (settings.get("objective"), settings.get("answer")) == ("known", "input"):
+            network, _ = load_checkpoint(checkpoint_path(scores["network"]))
+            short = name.removeprefix("imputation-")
+            picture = false_minima_picture(
+                network,
+                read_arrays(reconstruction_path(name), only=("estimate",))["estimate"][bottom],
+                truth,
+                observed[bottom],
+                title=f"{dataset}, {short}",
+            )
+            write_picture(FOLDER / f"false_minima_{short}.png", picture)
     stochastic = {name: s for name, s in runs.items() if "crps" in s["masks"][masks[0]]}
     return [
         f"### Imputation: MSE over the missing pixels, first {len(truth)} test images",
@@ -385,6 +399,50 @@ def report_imputation(
             else []
         ),
     ]
+
+
+@torch.no_grad()
+def false_minima_picture(
+    network: torch.nn.Module,
+    optimised: NDArray[Any],
+    truth: NDArray[Any],
+    observed: NDArray[Any],
+    *,
+    title: str,
+) -> Image.Image:
+    """Inputs that an autoencoder f explains better than the truth, and the share of them.
+
+    The loss is the mean (f(x) - x)² over known pixels, above each column in thousandths: the
+    truth's, and that of the optimised input. The columns are the first images where the latter is
+    lower.
+
+    Parameters
+    ----------
+    network : Module
+        f, (B, 28, 28) to (B, 28, 28).
+    optimised, truth, observed : (n, 28, 28)
+        Observed is NaN where a pixel is missing.
+    title : str
+    """
+    inputs = {"truth": truth, "optimised": completed(optimised, observed)}
+    outputs, losses = {}, {}
+    known = ~np.isnan(observed)
+    for name, images in inputs.items():
+        outputs[name] = network(torch.from_numpy(images.astype(np.float32))).numpy()
+        errors = np.where(known, outputs[name] - images, 0.0)
+        losses[name] = (errors**2).sum(axis=(1, 2)) / known.sum(axis=(1, 2))
+    lower = losses["optimised"] < losses["truth"]
+    shown = np.flatnonzero(lower)[:COLUMNS]
+    shown = shown if len(shown) else np.arange(min(COLUMNS, len(truth)))
+    columns = [
+        f"{1000 * losses['truth'][i]:.1f}/{1000 * losses['optimised'][i]:.1f}" for i in shown
+    ]
+    rows = {"given": observed[shown]}
+    for name, images in inputs.items():
+        rows[f"{name} x"] = images[shown]
+        rows[f"f({name} x)"] = outputs[name][shown]
+    title = f"{title}: the loss is below the truth's in {lower.mean():.0%} of {len(truth)} images"
+    return sheet(rows, title=title, columns=columns, scale=2)
 
 
 def report_uncertainty(
@@ -588,7 +646,7 @@ def main() -> None:
         pca_mse = baselines["pca_mse"]
         parts += report_autoencoding(runs, truth, pca_mse=pca_mse, dataset=dataset)
     if runs := of("imputation"):
-        parts += report_imputation(runs, truth, dataset=dataset)
+        parts += report_imputation(runs, truth, params, dataset=dataset)
     if runs := of("training_data"):
         parts += report_training_data(runs, params, dataset=dataset)
     if runs := of("network_inversion"):
