@@ -441,7 +441,7 @@ def false_minima_picture(
     for name, images in inputs.items():
         rows[f"{name} x"] = images[shown]
         rows[f"f({name} x)"] = outputs[name][shown]
-    title = f"{title}: the loss is below the truth's in {lower.mean():.0%} of {len(truth)} images"
+    title = f"{title}: the loss is below the truth's in {lower.mean():.1%} of {len(truth)} images"
     return sheet(rows, title=title, columns=columns, scale=2)
 
 

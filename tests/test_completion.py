@@ -10,7 +10,7 @@ from scipy.spatial.distance import cdist
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from stages import uncertainty
+from stages import report, uncertainty
 from stages.command import Refusal
 from stages.masks import missing_pixels
 from stages.methods.imputation import (
@@ -32,7 +32,6 @@ from stages.quality import mse
 
 BOTTOM = Rectangle(kind="rectangle", rows=[14, 27], columns=[0, 27])
 RANDOM = RandomPixels(kind="random", share=0.5)
-SPARSE = RandomPixels(kind="random", share=0.95)
 SEARCH: dict[str, Any] = {"likelihood_blocks": 1.0, "likelihood_scattered": 2.5}
 
 
@@ -77,18 +76,18 @@ def linear() -> Any:
     return SimpleNamespace(decoder=nn.Sequential(layer))
 
 
-@pytest.mark.parametrize("pattern", [BOTTOM, RANDOM])
-def test_a_mixture_of_one_component_is_ridge(images: Tensor, pattern: Mask) -> None:
+def test_a_mixture_of_one_component_is_ridge(images: Tensor) -> None:
     network = fitted(images, components=1, axes=30, epochs=1)
     # The mixture's own regularisation is no part of the identity.
     network.covariances -= 1e-3 * torch.eye(30, dtype=torch.float64)
-    values = hide(images[1000:1010], pattern).flatten(1)
-    expected = ridge.conditional_mean(
-        values, mean=network.mean.flatten(), covariance=network.covariance, penalty=0.01
-    )
-    got = mixture.conditional_mean(network, values, penalty=0.01)
-    missing = values.isnan()
-    torch.testing.assert_close(got[missing], expected[missing], rtol=0, atol=1e-6)
+    for pattern in (BOTTOM, RANDOM):
+        values = hide(images[1000:1004], pattern).flatten(1)
+        expected = ridge.conditional_mean(
+            values, mean=network.mean.flatten(), covariance=network.covariance, penalty=0.01
+        )
+        got = mixture.conditional_mean(network, values, penalty=0.01)
+        missing = values.isnan()
+        torch.testing.assert_close(got[missing], expected[missing], rtol=0, atol=1e-6)
 
 
 def test_a_mixture_is_the_weighted_mean_of_its_components() -> None:
@@ -260,12 +259,9 @@ def test_known_pixels_among_missing_ones_are_told_from_blocks(images: Tensor) ->
         assert (_latent.scattered(hide(images[:5], pattern)) == expected).all()
 
 
-@pytest.mark.parametrize("pattern", [BOTTOM, SPARSE])
-def test_methods_with_a_prior_beat_ridge(
-    network: prior.Network, images: Tensor, pattern: Mask
-) -> None:
+def test_methods_with_a_prior_beat_ridge(network: prior.Network, images: Tensor) -> None:
     truth = images[1050:1110]
-    observed = hide(truth, pattern)
+    observed = hide(truth, BOTTOM)
     missing = observed.isnan()
     moments: Any = SimpleNamespace(
         mean=network.mean.double().flatten(), covariance=network.covariance
@@ -519,3 +515,24 @@ def test_entropy_and_the_most_ambiguous_images() -> None:
         uncertainty.entropy(labels), torch.tensor([0.0, 1.0, 2.0], dtype=torch.float64)
     )
     assert uncertainty.ambiguous(labels).tolist() == [2, 1, 0]
+
+
+def test_the_picture_of_false_minima_counts_losses_below_the_truths(images: Tensor) -> None:
+    """A network that returns bright images whole and halves the others: one is made bright."""
+
+    class Halved(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x / 2 * (x.mean(dim=(1, 2), keepdim=True) < 0.5) + x * (
+                x.mean(dim=(1, 2), keepdim=True) >= 0.5
+            )
+
+    truth = images[:4].numpy()
+    observed = hide(images[:4], BOTTOM).numpy()
+    optimised = truth.copy()
+    optimised[1, 14:] = 1.0  # bright enough to be returned whole: no loss at all
+    widths = []
+    for inputs in (truth, optimised):
+        picture = report.false_minima_picture(Halved(), inputs, truth, observed, title="")
+        widths.append(picture.width)
+    # Without a false minimum the first images are shown, all four; else those that have one.
+    assert widths[0] > widths[1]
