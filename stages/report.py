@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from stages import decoder_inversion, identification, network_inversion
+from stages import decoder_inversion, identification, network_inversion, uncertainty
 from stages.artifacts import (
     BASELINES,
     DATASET,
@@ -369,7 +369,7 @@ def report_autoencoding(
 
 
 def report_imputation(
-    runs: Mapping[str, Scores], truth: NDArray[Any], *, dataset: str
+    runs: Mapping[str, Scores], truth: NDArray[Any], params: Params, *, dataset: str
 ) -> list[str]:
     """Draw the completions, list the scores; give the parts of the table's text."""
     observations = read_arrays(observed_path("imputation"))
@@ -403,9 +403,146 @@ def report_imputation(
             for mask in masks
         ],
     )
+    bottom = masks.index("bottom") if "bottom" in masks else 0
+    for name, scores in runs.items():
+        settings = params.runs[name].settings
+        if (settings.get("objective"), settings.get("answer")) == ("known", "input"):
+            network, _ = load_checkpoint(checkpoint_path(scores["network"]))
+            short = name.removeprefix("imputation-")
+            picture = false_minima_picture(
+                network,
+                read_arrays(reconstruction_path(name), only=("estimate",))["estimate"][bottom],
+                truth,
+                observed[bottom],
+                title=f"{dataset}, {short}",
+            )
+            write_picture(FOLDER / f"false_minima_{short}.png", picture)
+    stochastic = {name: s for name, s in runs.items() if "crps" in s["masks"][masks[0]]}
     return [
         f"### Imputation: MSE over the missing pixels, first {len(truth)} test images",
         imputation_table(runs, masks),
+        *(
+            report_uncertainty(stochastic, truth, observations, dataset=dataset)
+            if stochastic
+            else []
+        ),
+    ]
+
+
+@torch.no_grad()
+def false_minima_picture(
+    network: torch.nn.Module,
+    optimised: NDArray[Any],
+    truth: NDArray[Any],
+    observed: NDArray[Any],
+    *,
+    title: str,
+) -> Image.Image:
+    """Inputs that an autoencoder f explains better than the truth, and the share of them.
+
+    The loss is the mean (f(x) - x)² over known pixels, above each column in thousandths: the
+    truth's, and that of the optimised input. The columns are the first images where the latter is
+    lower.
+
+    Parameters
+    ----------
+    network : Module
+        f, (B, 28, 28) to (B, 28, 28).
+    optimised, truth, observed : (n, 28, 28)
+        Observed is NaN where a pixel is missing.
+    title : str
+    """
+    inputs = {"truth": truth, "optimised": completed(optimised, observed)}
+    outputs, losses = {}, {}
+    known = ~np.isnan(observed)
+    for name, images in inputs.items():
+        outputs[name] = network(torch.from_numpy(images.astype(np.float32))).numpy()
+        errors = np.where(known, outputs[name] - images, 0.0)
+        losses[name] = (errors**2).sum(axis=(1, 2)) / known.sum(axis=(1, 2))
+    lower = losses["optimised"] < losses["truth"]
+    shown = np.flatnonzero(lower)[:COLUMNS]
+    shown = shown if len(shown) else np.arange(min(COLUMNS, len(truth)))
+    columns = [
+        f"{1000 * losses['truth'][i]:.1f}/{1000 * losses['optimised'][i]:.1f}" for i in shown
+    ]
+    rows = {"given": observed[shown]}
+    for name, images in inputs.items():
+        rows[f"{name} x"] = images[shown]
+        rows[f"f({name} x)"] = outputs[name][shown]
+    title = f"{title}: the loss is below the truth's in {lower.mean():.1%} of {len(truth)} images"
+    return sheet(rows, title=title, columns=columns, scale=2)
+
+
+def report_uncertainty(
+    runs: Mapping[str, Scores],
+    truth: NDArray[Any],
+    observations: Mapping[str, Any],
+    *,
+    dataset: str,
+) -> list[str]:
+    """Draw samples, ambiguous images and calibration; give the parts of the table's text."""
+    masks: list[str] = observations["masks"].tolist()
+    mask = "bottom" if "bottom" in masks else masks[0]
+    index = masks.index(mask)
+    observed = observations["observed"][index]
+    classifier, _ = load_checkpoint(checkpoint_path("classifier"))
+    coverages, rows = {}, []
+    for name, scores in runs.items():
+        short = name.removeprefix("imputation-")
+        kept = ("estimate", "deviation", "samples")
+        stored = read_arrays(reconstruction_path(name), only=kept)
+        arrays = {key: value[index] for key, value in stored.items()}
+        samples = torch.from_numpy(arrays["samples"])
+        drawn = uncertainty.completions(samples, torch.from_numpy(observed))
+        read = uncertainty.read_digits(drawn, classifier)
+        unsure = uncertainty.ambiguous(read)
+        for file, images, columns in (
+            ("samples", list(range(min(COLUMNS, len(truth)))), None),
+            # The digits that the classifier reads in the samples, in order.
+            ("ambiguous", unsure.tolist(), ["".join(map(str, r)) for r in read[unsure].tolist()]),
+        ):
+            picture = uncertainty.samples_picture(
+                arrays,
+                truth,
+                observed,
+                images=images,
+                title=f"{dataset}, {short}, {mask}",
+                columns=[column[: uncertainty.SAMPLES_SHOWN] for column in columns or []] or None,
+            )
+            write_picture(FOLDER / f"{file}_{short}.png", picture)
+        over_all, over_open = (
+            [mean_over_masks(scores, f"{kind}_{interval}") for interval in uncertainty.INTERVALS]
+            for kind in ("coverage", "open_coverage")
+        )
+        coverages[short] = over_all, over_open
+        rows.append(
+            [
+                f"`{short}`",
+                *(f"{share:.0%}" for share in [*over_all, *over_open]),
+                f"{mean_over_masks(scores, 'open_share'):.0%}",
+                *(
+                    f"{mean_over_masks(scores, key):.4f}"
+                    for key in ("crps", "mse", "sample_mse", "best_mse")
+                ),
+                *(
+                    f"{mean_over_masks(scores, k):.2f}"
+                    for k in ("sample_agreement", "label_entropy")
+                ),
+            ]
+        )
+    path = FOLDER / "calibration.png"
+    uncertainty.calibration_chart(
+        path, coverages, title=f"Intervals for missing pixels ({dataset})"
+    )
+    head = ["run", *(f"{name} %" for name in uncertainty.INTERVALS)]
+    head += [f"{name} %, open" for name in uncertainty.INTERVALS]
+    head += ["open", "CRPS", "MSE of the mean", "of a sample", "of the best sample"]
+    return [
+        "### Imputation: what the samples are worth, means over masks",
+        "Shares of missing pixels within the intervals, of all and of open ones, whose "
+        "deviation is above 0.05. Right: the share of samples that the classifier reads as the "
+        "true digit, and the entropy of what it reads, in bits.",
+        markdown((*head, "right", "entropy"), rows),
     ]
 
 
@@ -526,7 +663,7 @@ def main() -> None:
         pca_mse = baselines["pca_mse"]
         parts += report_autoencoding(runs, truth, pca_mse=pca_mse, dataset=dataset)
     if runs := of("imputation"):
-        parts += report_imputation(runs, truth, dataset=dataset)
+        parts += report_imputation(runs, truth, params, dataset=dataset)
     if runs := of("training_data"):
         parts += report_training_data(runs, params, dataset=dataset)
     if runs := of("network_inversion"):

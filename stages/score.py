@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stages import decoder_inversion, identification, network_inversion, quality
+from stages import decoder_inversion, identification, network_inversion, quality, uncertainty
 from stages.artifacts import (
     BASELINES,
     checkpoint_path,
@@ -272,7 +272,7 @@ def of_imputation(name: str, arrays: Arrays, params: Params, means: Means) -> tu
     """Scores under each mask, and their means over masks as the headline."""
     estimate = torch.from_numpy(arrays["estimate"])
     observations, observed = observed_like(name, estimate, "imputation")
-    truth, _ = read_split("test")
+    truth, labels = read_split("test")
     truth = truth[: estimate.shape[1]]
     baselines = read_json(BASELINES)
     classifier, _ = load_checkpoint(checkpoint_path("classifier"))
@@ -289,6 +289,16 @@ def of_imputation(name: str, arrays: Arrays, params: Params, means: Means) -> tu
         )
         for i, mask in enumerate(observations["masks"].tolist())
     }
+    if all(key in arrays for key in uncertainty.ARRAYS):
+        for i, mask in enumerate(masks):
+            masks[mask] |= uncertainty.score(
+                *(torch.from_numpy(arrays[key][i]) for key in uncertainty.ARRAYS),
+                truth=truth,
+                observed=observed[i],
+                labels=labels[: len(truth)],
+                classifier=classifier,
+                means=means,
+            )
     # The mean over masks, for `dvc metrics show`: a table that fits on a screen.
     headline = {
         key: float(np.mean([mask[key] for mask in masks.values()]))

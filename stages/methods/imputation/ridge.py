@@ -43,11 +43,37 @@ def reconstruct(
     """
     mean, covariance = network.mean, network.covariance
     assert isinstance(mean, Tensor) and isinstance(covariance, Tensor)
-    flat = observed.flatten(1).double()
-    known = ~flat.isnan()
-    centred = torch.where(known, flat - mean, 0.0)
-    weights = torch.zeros_like(centred)  # (B, 784): (C_kk + λI)⁻¹ (x_k − m_k), 0 where missing
-    masks, which = known.unique(dim=0, return_inverse=True)
+    estimate = conditional_mean(
+        observed.flatten(1), mean=mean.flatten(), covariance=covariance, penalty=penalty
+    )
+    completed = torch.where(
+        observed.isnan(), estimate.clamp(0, 1).reshape(observed.shape), observed
+    )
+    return completed.to(observed.dtype)
+
+
+def conditional_mean(values: Tensor, *, mean: Tensor, covariance: Tensor, penalty: float) -> Tensor:
+    """m + C_·k (C_kk + λI)⁻¹ (x_k − m_k) for each row x, k being its known values.
+
+    Parameters
+    ----------
+    values : (B, n) or (S, B, n)
+        NaN where a value is missing; the S versions of a row miss the same values.
+    mean, covariance : (n,), (n, n)
+    penalty : float
+        λ.
+
+    Returns
+    -------
+    (B, n) or (S, B, n) float64
+        Not clipped; the known values are smoothed by λ too.
+    """
+    values, mean = values.double(), mean.double()
+    known = ~values.isnan()
+    centred = torch.where(known, values - mean, 0.0)
+    weights = torch.zeros_like(centred)  # (…, B, n): (C_kk + λI)⁻¹ (x_k − m_k), 0 where missing
+    first = known if known.dim() == 2 else known[0]
+    masks, which = first.unique(dim=0, return_inverse=True)
     counts = masks.sum(dim=1)
     for count in counts.unique().tolist():
         for chunk in (counts == count).nonzero().flatten().split(SOLVE_BATCH):
@@ -58,7 +84,7 @@ def reconstruct(
             # Masks that many images share are solved for all of them at once.
             for factor, pixel, mask in zip(factors, pixels, chunk.tolist(), strict=True):
                 rows = (which == mask).nonzero().flatten()
-                right = centred[rows.unsqueeze(1), pixel].T
-                weights[rows.unsqueeze(1), pixel] = torch.cholesky_solve(right, factor).T
-    estimate = (mean + weights @ covariance).clamp(0, 1)
-    return torch.where(known, flat, estimate).to(observed.dtype).reshape(observed.shape)
+                right = centred[..., rows.unsqueeze(1), pixel]  # (…, rows, k)
+                solved = torch.cholesky_solve(right.reshape(-1, count).T, factor).T
+                weights[..., rows.unsqueeze(1), pixel] = solved.reshape(right.shape)
+    return mean + weights @ covariance

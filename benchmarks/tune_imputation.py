@@ -1,0 +1,85 @@
+"""Choose the settings of `combined` on validation images: one changed at a time, a line each.
+
+Prints the MSE over missing pixels as a ratio to ridge, and the SSIM of the completed images. No
+test image is read. What params.yaml holds was chosen from this table.
+"""
+
+import argparse
+import time
+from typing import Any
+
+import torch
+
+from stages import quality
+from stages.artifacts import checkpoint_path, load_checkpoint, read_split
+from stages.masks import missing_pixels
+from stages.methods.imputation import combined, ridge
+from stages.params import load
+
+SEED = 100  # of the random masks, which are not those of the test images
+MASKS = ("band", "bottom", "centre", "random_50", "random_90")
+CANDIDATES: list[dict[str, Any]] = [
+    {},
+    {"likelihood_blocks": 0.7},
+    {"likelihood_blocks": 1.5},
+    {"likelihood_scattered": 2.5},
+    {"likelihood_scattered": 8.0},
+    {"residual_penalty": 0.001},
+    {"residual_penalty": 0.01},
+    {"mixture_penalty": 0.001},
+    {"mixture_blocks": 0.3, "mixture_scattered": 0.3},
+    {"mixture_blocks": 0.5, "mixture_scattered": 0.5},
+    {"threshold_blocks": 0.0, "threshold_scattered": 0.0},
+    {"threshold_blocks": 0.2, "threshold_scattered": 0.2},
+    {"threshold_blocks": 0.3, "threshold_scattered": 0.3},
+    {"starts": 3},
+    {"search_steps": 25},
+    {"samples": 50},
+]
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--images", type=int, default=300, help="of the validation set, the first")
+    parser.add_argument("--masks", nargs="+", default=MASKS, choices=MASKS)
+    parser.add_argument("--keys", nargs="+", help="only candidates that change one of these")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    params = load()
+    settings = params.runs["imputation-combined"].settings
+    prior, _ = load_checkpoint(checkpoint_path(params.runs["imputation-combined"].network))
+    gaussian, _ = load_checkpoint(checkpoint_path("gaussian"))
+    images = read_split("validation")[0][: given.images]
+    observed, baselines = {}, {}
+    for mask in given.masks:
+        hidden = missing_pixels(params.masks.patterns[mask], count=len(images), seed=SEED)
+        observed[mask] = torch.where(torch.from_numpy(hidden), torch.nan, images)
+        linear = ridge.reconstruct(
+            gaussian, observed[mask], penalty=params.scoring.ridge, callback=lambda *_: None
+        )
+        baselines[mask] = quality.mse(linear, images, where=observed[mask].isnan()).mean()
+    print("| change | " + " | ".join(given.masks) + " | CPU seconds |")
+    print("| --- |" + " ---: |" * (len(given.masks) + 1))
+    for change in CANDIDATES:
+        if change and given.keys and not set(given.keys) & set(change):
+            continue
+        started, cells = time.process_time(), []
+        for mask in given.masks:
+            estimate = combined.reconstruct(
+                prior,  # type: ignore[arg-type]
+                observed[mask],
+                **{**settings, **change},
+                callback=lambda *_: None,
+            )
+            missing = observed[mask].isnan()
+            whole = torch.where(missing, estimate, images)
+            ratio = quality.mse(whole, images, where=missing).mean() / baselines[mask]
+            cells.append(f"{ratio:.3f} / {quality.ssim(whole, images).mean():.3f}")
+        shown = ", ".join(f"{key} {value}" for key, value in change.items()) or "none"
+        seconds = time.process_time() - started
+        print(f"| {shown} | " + " | ".join(cells) + f" | {seconds:.0f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,55 @@
+"""The training images that resemble the known pixels most."""
+
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from sklearn.metrics.pairwise import nan_euclidean_distances
+from sklearn.neighbors import NearestNeighbors
+from torch import Tensor, nn
+
+from stages.artifacts import Callback
+
+CHUNK = 1000  # images whose distances to the whole gallery are taken at once
+
+
+def reconstruct(
+    network: nn.Module,
+    observed: Tensor,
+    *,
+    neighbours: Annotated[int, Field(ge=1)],
+    callback: Callback,
+) -> Tensor:
+    """Mean of the nearest training images, by the Euclidean distance over known pixels.
+
+    Parameters
+    ----------
+    network : Module
+        Has ``images`` (n, 28, 28) uint8.
+    observed : (B, 28, 28)
+        NaN where a pixel is missing.
+    neighbours : int
+        At most n count.
+    callback : function
+        Not called: there is no iteration to watch.
+
+    Returns
+    -------
+    (B, 28, 28)
+    """
+    assert isinstance(network.images, Tensor)
+    gallery = network.images.flatten(1).float() / 255
+    count = min(neighbours, len(gallery))
+    estimates = []
+    for chunk in observed.flatten(1).split(CHUNK):
+        known = ~chunk.isnan()
+        if bool((known == known[0]).all()):  # one mask: far faster than distances with gaps
+            search = NearestNeighbors(n_neighbors=count, algorithm="brute")
+            search.fit(gallery[:, known[0]].numpy())
+            found = search.kneighbors(chunk[:, known[0]].numpy(), return_distance=False)
+            nearest = torch.from_numpy(found)
+        else:
+            distances = nan_euclidean_distances(chunk.numpy(), gallery.numpy())
+            nearest = torch.from_numpy(distances).topk(count, largest=False).indices
+        estimates.append(gallery[nearest].mean(dim=1))
+    return torch.cat(estimates).reshape(observed.shape)

@@ -1,0 +1,202 @@
+"""How honest the samples of a stochastic imputation are, and the pictures that show it."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from stages import quality
+from stages.artifacts import written_whole
+from stages.pictures import COLOURS, completed, sheet
+
+ARRAYS = ("samples", "quantiles", "deviation")  # what a run has that can be scored here
+INTERVALS = {"50": (2, 3), "80": (1, 4), "95": (0, 5)}  # of the six quantiles, by per cent
+OPEN = 0.05  # pixel units: where the deviation is above, the known pixels leave the pixel open
+SHOWN = 10  # images in a picture
+SAMPLES_SHOWN = 6
+DIGITS = 10
+CHUNK = 1000  # images that the classifier sees at once
+
+Means = Callable[[dict[str, Tensor]], dict[str, float]]
+
+
+def score(
+    samples: Tensor,
+    quantiles: Tensor,
+    deviation: Tensor,
+    *,
+    truth: Tensor,
+    observed: Tensor,
+    labels: Tensor,
+    classifier: torch.nn.Module,
+    means: Means,
+) -> dict[str, float]:
+    """Scores of the samples under one mask, over missing pixels.
+
+    ``coverage_50``, ``_80``, ``_95`` are the shares of pixels within the intervals, both ends
+    included; ``open_coverage_…`` the same over pixels that the method itself calls open, its
+    standard deviation there being above 0.05 (`open_share` of the missing ones): of the others,
+    black in every sample and in the truth, nearly all are covered whatever the interval.
+    ``crps`` is the continuous ranked probability score (Gneiting & Raftery 2007, equation 21, with
+    its unbiased estimate), lower is better, and the mean absolute error for a method that is
+    certain. ``deviation`` is the standard deviation, averaged; ``sample_mse`` the squared error of
+    a sample, ``best_mse`` of the best sample of each image. ``sample_agreement`` is the share of
+    samples that the classifier reads as the true digit, ``label_entropy`` the entropy in bits over
+    the digits that it reads in the samples of an image.
+
+    Parameters
+    ----------
+    samples : (n, K, 28, 28) uint8
+        K at least 2.
+    quantiles : (n, 6, 28, 28) uint8
+        At 2.5, 10, 25, 75, 90 and 97.5 %.
+    deviation : (n, 28, 28)
+    truth, observed : (n, 28, 28)
+        Observed is NaN where a pixel is missing.
+    labels : (n,)
+        The true digits.
+    classifier : Module
+        (B, 28, 28) to logits.
+    means : function
+        Takes per-image measures to means with intervals.
+    """
+    missing = observed.isnan()
+    is_open = missing & (deviation > OPEN)
+    grey = (truth * 255).round()
+    measures: dict[str, Tensor] = {}
+    pooled = {"open_share": _share(is_open, missing)}
+    for name, (low, high) in INTERVALS.items():
+        inside = (quantiles[:, low] <= grey) & (grey <= quantiles[:, high])
+        measures[f"coverage_{name}"] = _mean(inside.double(), missing)
+        pooled[f"open_coverage_{name}"] = _share(inside & is_open, is_open)
+    drawn = completions(samples, observed)  # (n, K, 28, 28)
+    errors = torch.stack([quality.mse(s, truth, where=missing) for s in drawn.unbind(1)])
+    read = read_digits(drawn, classifier)
+    measures |= {
+        "deviation": _mean(deviation.double(), missing),
+        "crps": _mean(crps(drawn, truth), missing),
+        "sample_mse": errors.mean(dim=0),
+        "best_mse": errors.amin(dim=0),
+        "sample_agreement": (read == labels.unsqueeze(1)).double().mean(dim=1),
+        "label_entropy": entropy(read),
+    }
+    return means(measures) | pooled
+
+
+def _mean(values: Tensor, where: Tensor) -> Tensor:
+    """Mean of each image (n,) over the pixels marked."""
+    return (values * where).sum(dim=(1, 2)) / where.sum(dim=(1, 2))
+
+
+def _share(part: Tensor, whole: Tensor) -> float:
+    """Share of all images' marked pixels; 1 where there is none."""
+    count = int(whole.sum())
+    return float(part.sum() / count) if count else 1.0
+
+
+def completions(samples: Tensor, observed: Tensor) -> Tensor:
+    """Samples (n, K, 28, 28) uint8 as images in [0, 1], the known pixels pasted in."""
+    known = observed.unsqueeze(1)
+    return torch.where(known.isnan(), samples.to(observed.dtype) / 255, known)
+
+
+def crps(samples: Tensor, truth: Tensor) -> Tensor:
+    """E|X − y| − E|X − X'|/2 by pixel, (n, h, w), of samples (n, K, h, w) and truth (n, h, w)."""
+    count = samples.shape[1]
+    ordered = samples.double().sort(dim=1).values
+    # Σ_{i<j} |x_i − x_j| = Σ_i (2i − K + 1) x_(i), i from 0.
+    ranks = 2 * torch.arange(count, dtype=torch.float64) - count + 1
+    spread = (ranks.view(-1, 1, 1) * ordered).sum(dim=1) / (count * (count - 1))
+    return (ordered - truth.unsqueeze(1)).abs().mean(dim=1) - spread
+
+
+@torch.no_grad()
+def read_digits(images: Tensor, classifier: torch.nn.Module) -> Tensor:
+    """The classifier's labels (n, K) of (n, K, 28, 28) images."""
+    batches = images.flatten(0, 1).split(CHUNK)
+    labels = torch.cat([classifier(batch).argmax(dim=1) for batch in batches])
+    return labels.unflatten(0, images.shape[:2])
+
+
+def entropy(labels: Tensor) -> Tensor:
+    """Entropy (n,) in bits of the labels (n, K) of each image."""
+    shares = torch.stack([(labels == digit).double().mean(dim=1) for digit in range(DIGITS)], dim=1)
+    return -torch.special.xlogy(shares, shares).sum(dim=1) / np.log(2)
+
+
+def ambiguous(labels: Tensor) -> Tensor:
+    """Indices of the images with the largest entropy of their samples' labels (n, K), at most
+    `SHOWN`, the first image of equal ones first."""
+    return entropy(labels).argsort(descending=True, stable=True)[:SHOWN]
+
+
+def samples_picture(
+    arrays: Mapping[str, NDArray[Any]],
+    truth: NDArray[Any],
+    observed: NDArray[Any],
+    *,
+    images: Sequence[int],
+    title: str,
+    columns: list[str] | None = None,
+) -> Image.Image:
+    """Original, given, mean, standard deviation (twice it, so that 0.5 is white) and samples.
+
+    Parameters
+    ----------
+    arrays : dict
+        ``estimate``, ``deviation`` and ``samples`` under one mask.
+    truth, observed : (n, 28, 28)
+    images : sequence of int
+        Which images.
+    title : str
+    columns : list of str, optional
+        A caption for each image.
+    """
+    which = np.asarray(images)
+    given = observed[which]
+    rows = {
+        "original": truth[which],
+        "given": given,
+        "mean": completed(arrays["estimate"][which], given),
+        "deviation × 2": 2 * arrays["deviation"][which].astype(np.float32) * np.isnan(given),
+    }
+    for i in range(min(SAMPLES_SHOWN, arrays["samples"].shape[1])):
+        rows[f"sample {i + 1}"] = completed(arrays["samples"][which, i] / np.float32(255), given)
+    return sheet(rows, title=title, columns=columns, scale=2)
+
+
+def calibration_chart(
+    path: Path, coverages: Mapping[str, tuple[Sequence[float], Sequence[float]]], *, title: str
+) -> None:
+    """Share of pixels in the 50, 80 and 95 % intervals against that share: all, and open ones.
+
+    Parameters
+    ----------
+    path : Path
+    coverages : dict of (all, open)
+        By run, three shares each, means over masks.
+    title : str
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(6.4, 4), layout="constrained")
+    nominal = [int(name) / 100 for name in INTERVALS]
+    axes.plot([0.4, 1], [0.4, 1], color="#777777", linewidth=1, label="calibrated")
+    for i, (name, (over_all, over_open)) in enumerate(coverages.items()):
+        colour = COLOURS[i % len(COLOURS)]
+        axes.plot(nominal, over_open, "o-", color=colour, label=f"{name}, open pixels")
+        axes.plot(nominal, over_all, "s--", color=colour, label=f"{name}, all missing", alpha=0.7)
+    axes.set(xlabel="interval", ylabel="share of pixels inside", xlim=(0.4, 1))
+    axes.set_title(title)
+    figure.legend(frameon=False, loc="outside right upper")
+    with written_whole(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=110, metadata={"Software": None})
+    pyplot.close(figure)
