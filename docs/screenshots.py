@@ -168,7 +168,8 @@ def enlarge(page: Any, chart: str) -> None:
     )
     page.evaluate(
         "[...document.querySelectorAll('[role=dialog] *')].forEach(e => {"
-        " if (!e.children.length && e.textContent.startsWith('problem=')) e.style.display = 'none' })"
+        " if (!e.children.length && e.textContent.startsWith('problem='))"
+        " e.style.display = 'none' })"
     )
 
 
