@@ -163,7 +163,7 @@ def samples_picture(
         "original": truth[which],
         "given": given,
         "mean": completed(arrays["estimate"][which], given),
-        "deviation × 2": 2 * arrays["deviation"][which].astype(np.float32) * np.isnan(given),
+        "deviation x 2": 2 * arrays["deviation"][which].astype(np.float32) * np.isnan(given),
     }
     for i in range(min(SAMPLES_SHOWN, arrays["samples"].shape[1])):
         rows[f"sample {i + 1}"] = completed(arrays["samples"][which, i] / np.float32(255), given)
