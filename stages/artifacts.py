@@ -131,7 +131,11 @@ def read_arrays(path: Path, *, only: tuple[str, ...] = ()) -> dict[str, NDArray[
                 raise ValueError(f"{size} bytes unpacked, at most {LARGEST_ARRAYS} are allowed")
             stream.seek(0)
             with np.load(stream, allow_pickle=False) as file:
-                return {name: file[name] for name in only or file.files}
+                arrays = {name: file[name] for name in only or file.files}
+            for name, array in arrays.items():
+                if not isinstance(array, np.ndarray):  # np.load gives any other member as bytes
+                    raise ValueError(f"{name} is not an array")
+            return arrays
     except FileNotFoundError:
         raise Refusal(f"{path} is missing; `dvc repro` makes it") from None
     except Exception as error:  # zip, zlib, EOF, header and pickle errors have no common base

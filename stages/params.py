@@ -7,6 +7,7 @@ stage depends on).
 
 import inspect
 import re
+import reprlib
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -134,7 +135,10 @@ _Loader.add_implicit_resolver(
 
 def shown(value: Any) -> str:
     """A value as Python writes it, cut where it would fill the screen."""
-    text = repr(value)
+    # Not repr: a few lines of aliases within aliases would fill the memory.
+    brief = reprlib.Repr()
+    brief.maxstring = brief.maxother = 2 * SHOWN
+    text = repr(value) if isinstance(value, str) else brief.repr(value)
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}… ({len(text)} characters)"
 
 
@@ -166,7 +170,7 @@ def load(path: Path = PARAMS) -> Params:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 (safe)
     except FileNotFoundError:
         raise Refusal(f"{path} is missing; run from the folder that holds dvc.yaml") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise Refusal(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     try:
         return Params.model_validate(content)

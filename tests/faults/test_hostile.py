@@ -225,6 +225,8 @@ ARRAYS: dict[str, bytes] = {
     "empty": b"",
     "pickle": pickle.dumps(Bomb()),
     "object arrays": object_arrays(),
+    "pickle as a member": zipped("estimate.npy", pickle.dumps(Bomb())),
+    "not an array": zipped("estimate.npy", b"<script>alert(1)</script>"),
     "absurd shape, no data": zipped("estimate.npy", npy((2**30, 2**30))),
     "large shape, no data": zipped("estimate.npy", npy((2**38,))),
     "negative shape": zipped("estimate.npy", npy((-1,), data=bytes(8))),
@@ -378,3 +380,23 @@ def test_yaml_that_builds_objects(text: str, here: Path) -> None:
         load()
     assert "\n" not in str(refusal.value)
     assert not Path("exploded").exists()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"data: \xff\xfe",
+        b"data: " + b"[" * 5000 + b"]" * 5000,
+        "\n".join(
+            ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
+            + [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 12)]
+            + ["data: *a11"]
+        ).encode(),
+    ],
+    ids=["not UTF-8", "nested 5,000 deep", "aliases that unfold to 9**12 words"],
+)
+def test_yaml_that_breaks_readers(content: bytes, here: Path, limited: None) -> None:
+    Path("params.yaml").write_bytes(content)
+    with pytest.raises(Refusal) as refusal:
+        load()
+    assert "\n" not in str(refusal.value) and len(str(refusal.value)) < 600
