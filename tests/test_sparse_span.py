@@ -167,12 +167,14 @@ def test_the_certificate_ranks_training_images_first(
     candidates, rounds = attacked
     best = correlations(candidates, trained.images, mean=trained.mean).max(dim=1).values
     right = best > FOUND
-    assert right[:3].all()
-    assert float(right[:15].double().mean()) >= 0.7
+    assert right[:5].all()
     assert not right[25:].any()
     residuals = rounds.seen[-1][1]
     assert (residuals.diff() >= 0).all()
-    assert residuals[: len(right)][right].median() < 0.5 * residuals[: len(right)][~right].median()
+    # Area under the curve: how often a training image stands before something else.
+    places = torch.arange(len(right))
+    before = places[right].unsqueeze(1) < places[~right]
+    assert right.all() or float(before.double().mean()) > 0.85
 
 
 def test_each_round_keeps_what_was_found_and_adds_to_it(
