@@ -25,6 +25,7 @@ from markupsafe import Markup, escape
 from stages.artifacts import DATASET, history_path, read_json, timing_path, written_whole
 from stages.command import Refusal, run
 from stages.params import load
+from stages.report import markdown, write_text
 from stages.sections import (
     autoencoding,
     decoder_inversion,
@@ -36,6 +37,7 @@ from stages.sections.model import Chart, Gallery, Section, State, Steps, Strip, 
 
 PAGE = Path("metrics/page.html")
 REPORT = Path("metrics/report.html")
+SUMMARY = Path("metrics/summary.md")
 LOCK = Path("dvc.lock")
 LARGEST = 10_000_000  # bytes: what one may send by e-mail
 PROBLEMS = (imputation, training_data, network_inversion, decoder_inversion, autoencoding)
@@ -210,17 +212,36 @@ def write_page(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def summary(parts: Sequence[Section]) -> str:
+    """The table of the first screen as Markdown, for the README."""
+    rows = [
+        [
+            part.title,
+            found.method,
+            f"**{found.result.text}**" + (f" ({interval})" if interval else ""),
+            found.measure,
+            found.baseline or "none",
+        ]
+        for part in parts
+        if (found := part.summary)
+        for interval in [found.result.interval]
+    ]
+    return markdown(["problem", "best method", "result", "what is measured", "trivial"], rows)
+
+
 def draw() -> None:
-    """Write metrics/page.html."""
+    """Write metrics/page.html and metrics/summary.md."""
     state = present_state()
+    parts = sections(state)
     text = rendered(
-        sections(state),
+        parts,
         title="What went into the network?",
         dataset=state.dataset,
         facts=dataset_facts(),
         seconds=stage_seconds(state),
     )
     write_page(PAGE, text)
+    write_text(SUMMARY, summary(parts) + "\n")
     print(f"{PAGE}: {PAGE.stat().st_size / 1e6:.1f} MB")
 
 

@@ -89,7 +89,11 @@ def test_what_is_committed_is_valid_and_so_is_the_demo(tmp_path: Path) -> None:
         ),
         ("runs/imputation-known/settings/steps", -5, "runs.imputation-known.settings.steps = -5"),
         ("runs/imputation-known/settings/step", 5, "settings.step: unknown key"),
-        ("runs/imputation-known/method", "magic", "allowed are backpropagation, biharmonic"),
+        (
+            "runs/imputation-known/method",
+            "magic",
+            "allowed are backpropagation, backpropagation_prior, biharmonic",
+        ),
         ("runs/imputation-known/network", "gan", "runs.imputation-known.network = 'gan': allowed"),
         ("runs/imputation-known/problem", "alchemy", "problem = 'alchemy': allowed are autoenc"),
     ],
