@@ -48,14 +48,15 @@ def ssim(result: Result) -> Iterator[Row]:
 
 
 def kkt(result: Result) -> Iterator[Row]:
-    seconds = result["seconds"]
-    yield (
-        "one step of the KKT attack, gradients written out",
-        f"{number(seconds['written out'])} s",
-        "`loss.backward()`",
-        f"{number(seconds['loss.backward()'])} s",
-        result["ratio"],
-    )
+    for network, entry in result["networks"].items():
+        seconds = entry["seconds"]
+        yield (
+            f"one step of the KKT attack, gradients written out, `{network}`",
+            f"{number(seconds['written out'])} s",
+            "`loss.backward()`",
+            f"{number(seconds['loss.backward()'])} s",
+            entry["ratio"]["loss.backward()"],
+        )
 
 
 def decoder_inversion(result: Result) -> Iterator[Row]:
