@@ -186,11 +186,11 @@ def rendered(
         states=states,
         missing=missing or {},
         parameters=parameters,
-        stamp=Markup(STAMP) if stamp else "",  # noqa: S704 (a constant)
+        stamp=Markup(STAMP) if stamp else "",  # noqa: S704 (a constant)  # nosec B704
         kind=lambda block: kinds[type(block)],
         # Our own files, which are neither escaped nor taken for templates.
-        style=Markup(loader.get_source(environ, "page.css")[0]),  # noqa: S704
-        script=Markup(loader.get_source(environ, "page.js")[0]),  # noqa: S704
+        style=Markup(loader.get_source(environ, "page.css")[0]),  # noqa: S704  # nosec B704
+        script=Markup(loader.get_source(environ, "page.js")[0]),  # noqa: S704  # nosec B704
     )
 
 
