@@ -1,5 +1,6 @@
 """What the repository says of itself is so."""
 
+import json
 import re
 import subprocess
 
@@ -19,8 +20,17 @@ def committed(path: str) -> str:
 
 
 def test_the_table_of_the_readme_is_the_measured_one() -> None:
-    table = committed("metrics/report/table.md").strip()
-    assert table in committed("README.md")
+    readme = committed("README.md")
+    assert committed("metrics/summary.md").strip() in readme
+    scores = {
+        run: json.loads(committed(f"metrics/imputation-{run}.json"))["masks"]
+        for run in re.findall(r"^\| `(\w+)` \| \d\.\d\d / ", readme, re.M)
+    }
+    assert len(scores) > 5
+    masks = ("band", "bottom", "centre", "random_50", "random_90")
+    for run, by_mask in scores.items():
+        cells = (f"{by_mask[m]['mse_over_ridge']:.2f} / {by_mask[m]['ssim']:.3f}" for m in masks)
+        assert f"| `{run}` | {' | '.join(cells)} |" in readme
 
 
 def test_links_and_pictures_of_the_documents_exist() -> None:
