@@ -24,7 +24,7 @@ from stages import engine
 from stages.command import Refusal
 
 SIZE = 1000  # observations of a shard
-STARTING = 6.0  # seconds of work that is left before workers, which import torch first, pay
+STARTING = 6.0  # seconds of work left from which on workers pay, which import torch first
 WATCHED = 8  # images of each group whose estimates are kept along the iterations
 SHOWN_STEPS = (0, 1, 3, 10, 30, 100, 300, 1000, 3000, 10000)
 
@@ -259,7 +259,7 @@ def run(
     steps: int,
     label: str,
 ) -> Merged:
-    """Solve all shards, the first one here, and the others wherever the engine has workers.
+    """Solve all shards: here, until workers of the engine would pay for the rest.
 
     Parameters
     ----------
@@ -302,18 +302,20 @@ def run(
             bar.set_postfix(loss=f"{loss:.4g}")
             bar.update(step > 0)
 
-        started = time.monotonic()
-        solved = {0: solve(shards[0], progress=progress)}
-        bar.update(each - bar.n)
-        seconds = time.monotonic() - started
-        if seconds * (len(shards) - 1) > STARTING and parallel:
-            for position, result in engine.run(solve, shards[1:]):
-                solved[position + 1] = result
+        solved = {}
+        for i, shard in enumerate(shards):
+            started = time.monotonic()
+            solved[i] = solve(shard, progress=progress)
+            bar.update(each * (i + 1) - bar.n)
+            # Asked after every shard, since the first may be the easiest.
+            left = (time.monotonic() - started) * (len(shards) - 1 - i)
+            if left > STARTING and parallel:
+                break
+        done = len(solved)
+        if done < len(shards):
+            for position, result in engine.run(solve, shards[done:]):
+                solved[done + position] = result
                 bar.update(each)
-        else:
-            for i in range(1, len(shards)):
-                solved[i] = solve(shards[i], progress=progress)
-                bar.update(each * (i + 1) - bar.n)
     ordered = [solved.pop(i) for i in range(len(shards))]
     names = ordered[0].answers
     answers = {key: np.concatenate([one.answers[key] for one in ordered]) for key in names}
