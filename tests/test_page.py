@@ -279,6 +279,11 @@ def test_two_states_of_a_pipeline(finished: Path, tmp_path: Path) -> None:
         assert refused.returncode == 2
         assert "not a commit, branch or tag" in refused.stderr, refused.stderr
         assert refused.stderr.count("\n") == 1
+    (folder / "params.yaml").write_text("runs: [")
+    commit(folder, "Third")
+    refused = execute(*command, "HEAD~1", "HEAD", cwd=folder, check=False)
+    assert refused.returncode == 2 and refused.stderr.count("\n") == 1, refused.stderr
+    assert "dvc.lock or params.yaml cannot be read" in refused.stderr
 
 
 def test_runs_with_and_without_samples_stand_side_by_side() -> None:
