@@ -84,6 +84,9 @@ def compare_starts(network: nn.Module, observed: Tensor) -> dict[str, Any]:
     """Objective of the two Gauss-Newton runs over the best known from 45 starts, and seconds for
     1,000 images that no code produced."""
     optima = read_arrays(OPTIMA)["objective"]
+    matrices, images = problem_of(network, observed, precision="float64")
+    mean = network.encode(observed.float())[0].double()  # type: ignore[operator]
+    encoded = (decode(matrices, mean) - images).square().mean()
     results: dict[str, Any] = {}
     for name, run_entry in load().runs.items():
         if run_entry.method != "gauss_newton":
@@ -99,9 +102,6 @@ def compare_starts(network: nn.Module, observed: Tensor) -> dict[str, Any]:
         codes, residual = answer["estimate"], answer["residual"]
         norms = codes.norm(dim=1)
         objective = 784 * residual + settings["penalty"] * norms.square()
-        matrices, images = problem_of(network, observed, precision="float64")
-        mean = network.encode(observed.float())[0].double()  # type: ignore[operator]
-        encoded = (decode(matrices, mean) - images).square().mean()
         results[name] = {
             "seconds_per_1000": 1000 * seconds / len(observed),
             "mse_over_encoder": float(residual.mean() / encoded),

@@ -8,7 +8,6 @@ for small sizes, so the slope between the two largest is given too.
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -17,10 +16,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from benchmarks.data import read_images, read_network
-from benchmarks.timing import print_table, write_result
+from benchmarks.timing import peak_mebibytes, print_table, write_result
+from stages.command import run
 from stages.methods.imputation import backpropagation
 from stages.methods.training_data import kkt
 from stages.networks.margin import Network as Margin
@@ -91,15 +90,14 @@ def point(what: str, size: int, rounds: int) -> dict[str, float]:
     """Least processor seconds of some calls, and MiB held beyond what was held before them."""
     torch.set_num_threads(1)
     work = attack(candidates=size) if what == "candidates" else impute(**{**BASE, what: size})
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_mebibytes()
     seconds = []
     for _ in range(rounds + 1):
         started = time.process_time()
         work()
         seconds.append(time.process_time() - started)
     del seconds[0]  # libraries warm up
-    mebibytes = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**10
-    return {"size": size, "seconds": min(seconds), "mebibytes": mebibytes}
+    return {"size": size, "seconds": min(seconds), "mebibytes": peak_mebibytes() - before}
 
 
 def measured(what: str, size: int, rounds: int) -> dict[str, float]:
@@ -111,30 +109,22 @@ def measured(what: str, size: int, rounds: int) -> dict[str, float]:
     return result
 
 
-def exponent(sizes: Tensor | list[float], values: list[float]) -> float:
+def exponent(sizes: list[float], values: list[float]) -> float:
     """Slope of the least-squares line through (log size, log value)."""
     return float(np.polyfit(np.log(sizes), np.log(np.maximum(values, 1e-9)), 1)[0])
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.bench_growth",
-        description="Time and peak memory of imputation by images, masks and restarts, and of the "
-        "published attack by candidates, with fitted exponents.",
-    )
-    parser.add_argument("--quick", action="store_true", help="three sizes each, measured once")
-    parser.add_argument(
-        "--point", nargs=3, metavar=("WHAT", "SIZE", "ROUNDS"), help="one point, as JSON"
-    )
-    arguments = parser.parse_args()
-    if arguments.point:
-        what, size, rounds = arguments.point
-        print(json.dumps(point(what, int(size), int(rounds))))
+def main(quick: bool, only: list[str] | None) -> None:
+    """Time and peak memory of imputation by images, masks and restarts, and of the published attack
+    by candidates, with fitted exponents."""
+    if only:
+        what, number, times = only
+        print(json.dumps(point(what, int(number), int(times))))
         return
-    rounds = 1 if arguments.quick else ROUNDS
+    rounds = 1 if quick else ROUNDS
     curves: dict[str, Any] = {}
     for what, sizes in SIZES.items():
-        points = [measured(what, size, rounds) for size in sizes[: 3 if arguments.quick else None]]
+        points = [measured(what, size, rounds) for size in sizes[: 3 if quick else None]]
         counts = [p["size"] for p in points]
         curves[what] = {
             "points": points,
@@ -158,12 +148,23 @@ def main() -> None:
         {
             "base": BASE,
             "curves": curves,
-            "quick": arguments.quick,
+            "quick": quick,
             "rounds": rounds,
             "steps": STEPS,
         },
     )
 
 
+def options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--quick", action="store_true", help="three sizes each, measured once")
+    parser.add_argument(
+        "--point",
+        dest="only",
+        nargs=3,
+        metavar=("WHAT", "SIZE", "ROUNDS"),
+        help="one point, as JSON",
+    )
+
+
 if __name__ == "__main__":
-    main()
+    run(main, arguments=options)

@@ -19,7 +19,6 @@ and nothing else, and its peak memory is its own.
 
 import argparse
 import multiprocessing
-import resource
 import statistics
 import sys
 import time
@@ -33,7 +32,7 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.data import dataset_name, read_splits
-from benchmarks.timing import RESULTS, print_table, write_result
+from benchmarks.timing import RESULTS, peak_mebibytes, print_table, write_result
 from stages.artifacts import read_json, written_whole
 from stages.command import INTERRUPTED, Refusal
 from stages.identification import (
@@ -49,11 +48,11 @@ from stages.methods.training_data import sparse_span
 from stages.networks.margin import Network
 from stages.params import GIVEN, SIDE, Params, bind, load
 from stages.pictures import COLOURS
+from stages.score import THRESHOLDS
 
 NAME = "identification"
 PICTURE = Path("docs/pictures/training_data_drivers.png")
-THRESHOLDS = ("0.90", "0.95", "0.99")
-STRICTEST = "0.99"
+STRICTEST = THRESHOLDS[-1]
 FIRST = 100  # candidates whose precision is looked at
 
 LARGE = ("margin_mlp", "training_data-sparse_span")  # network and run of params.yaml: 500 images
@@ -228,12 +227,6 @@ def drivers() -> list[Point]:
     return points
 
 
-def peak_mib() -> float:
-    """The most memory that this process has held so far."""
-    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
-
-
 def alone(function: Callable[..., Any], *arguments: Any) -> Any:
     """Call a function in a new process, which starts without anything of this one."""
     context = multiprocessing.get_context("spawn")
@@ -255,7 +248,7 @@ def trained(inputs: Inputs) -> tuple[dict[str, NDArray[Any]], list[NDArray[Any]]
     training, validation = read_splits()
     settings = inputs["training"]
     truth = truth_of(training, settings, where="training")
-    start_mib = peak_mib()
+    start_mib = peak_mebibytes()
     torch.manual_seed(settings["seed"])
     network = Network(**inputs["arguments"])
     started = time.perf_counter()
@@ -267,7 +260,7 @@ def trained(inputs: Inputs) -> tuple[dict[str, NDArray[Any]], list[NDArray[Any]]
         {key: value.numpy() for key, value in network.state_dict().items()},
         [truth.images.numpy(), truth.held_out.numpy(), truth.mean.numpy()],
         {
-            "memory_mib": {"start": start_mib, "peak": peak_mib()},
+            "memory_mib": {"start": start_mib, "peak": peak_mebibytes()},
             "seconds": seconds,
             "threads": torch.get_num_threads(),
             **{key: last[key] for key in measures},
@@ -286,7 +279,7 @@ def attacked(inputs: Inputs, state: dict[str, NDArray[Any]]) -> tuple[NDArray[An
     network = Network(**inputs["arguments"])
     network.load_state_dict({key: torch.from_numpy(value) for key, value in state.items()})
     network.eval().requires_grad_(False)
-    start_mib = peak_mib()
+    start_mib = peak_mebibytes()
     started = time.perf_counter()
     candidates = sparse_span.reconstruct(
         network,
@@ -297,7 +290,7 @@ def attacked(inputs: Inputs, state: dict[str, NDArray[Any]]) -> tuple[NDArray[An
     )
     seconds = time.perf_counter() - started
     return candidates.numpy(), {
-        "memory_mib": {"start": start_mib, "peak": peak_mib()},
+        "memory_mib": {"start": start_mib, "peak": peak_mebibytes()},
         "seconds": seconds,
         "threads": torch.get_num_threads(),
     }

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from benchmarks.data import dataset_name, read_splits
 from benchmarks.timing import alternate, print_table, write_result
 from stages.command import Refusal, run
+from stages.identification import CHOICE
 from stages.networks.margin import Network, Split, deltas, forward, gradient, training_set
 from stages.params import bind, load
 
@@ -130,8 +131,7 @@ def trained(training: Split, validation: Split, *, changes: dict[str, Any]) -> T
     entry = load().networks[ENTRY]
     where = f"networks.{ENTRY}"
     settings = bind(Network.fit, {**entry.training, **changes}, where=f"{where}.training")
-    chosen = ("examples", "labels", "per_class", "offset", "seed")
-    images, signs, _ = training_set(training, **{key: settings[key] for key in chosen})
+    images, signs, _ = training_set(training, **{key: settings[key] for key in CHOICE})
     torch.manual_seed(settings["seed"])
     network = Network(**bind(Network.__init__, entry.arguments, where=f"{where}.arguments"))
     watch = Stopwatch(partial(first_layer_residual, network, images, signs))

@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from benchmarks.timing import alternate, print_table, write_result
-from stages.command import Refusal
+from stages.command import Refusal, run
 from stages.demo import CHANGES, merged
 from stages.params import PARAMS
 
@@ -136,8 +136,10 @@ def measure(folder: Path, *, log: Path | None) -> dict[str, Any]:
         "stages.train --help": ["python", "-m", "stages.train", "--help"],
         "stages.track --help": ["python", "-m", "stages.track", "--help"],
     }
-    run = partial(subprocess.run, cwd=folder, env=environment, capture_output=True, check=True)
-    noop = alternate({name: partial(run, words) for name, words in commands.items()}, rounds=ROUNDS)
+    call = partial(subprocess.run, cwd=folder, env=environment, capture_output=True, check=True)
+    noop = alternate(
+        {name: partial(call, words) for name, words in commands.items()}, rounds=ROUNDS
+    )
     wall = sum(sum(values) for values in stages.values())
     work = working_seconds(folder)
     runs = sum(len(values) for kind, values in stages.items() if kind != BEFORE)
@@ -155,19 +157,11 @@ def measure(folder: Path, *, log: Path | None) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.bench_overhead",
-        description="Time `dvc repro` with nothing to do against `dvc status`, and the share of a "
-        "whole run on scikit-learn's digits that is neither training nor reconstruction.",
-    )
-    parser.add_argument("--log", type=Path, help="file for what the timed run prints")
-    arguments = parser.parse_args()
-    try:
-        with tempfile.TemporaryDirectory(prefix="retrace-bench-") as name:
-            result = measure(Path(name), log=arguments.log)
-    except Refusal as refusal:
-        sys.exit(f"retrace: {refusal}")
+def main(log: Path | None) -> None:
+    """Time `dvc repro` with nothing to do against `dvc status`, and the share of a whole run on
+    scikit-learn's digits that is neither training nor reconstruction."""
+    with tempfile.TemporaryDirectory(prefix="retrace-bench-") as name:
+        result = measure(Path(name), log=log)
     print_table(
         f"nothing to do, {result['stage_runs']} stages",
         ["", "seconds"],
@@ -207,5 +201,9 @@ def main() -> None:
     write_result("overhead", {"dataset": "digits", "rounds": ROUNDS, "sizes": sizes, **result})
 
 
+def options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--log", type=Path, help="file for what the timed run prints")
+
+
 if __name__ == "__main__":
-    main()
+    run(main, arguments=options)

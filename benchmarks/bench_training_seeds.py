@@ -6,9 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.data import read_images
+from benchmarks.data import dataset_name, read_splits
 from benchmarks.timing import print_table, write_result
-from stages.artifacts import read_split, split_path
 from stages.command import Refusal, run
 from stages.params import NetworkEntry, find, load
 from stages.train import train
@@ -47,19 +46,12 @@ def validation_mse(
     return history[-1]["validation_mse"] if history else None
 
 
-def read() -> tuple[str, Tensor, Tensor]:
-    """Dataset's name, training images and validation images, as many as are wanted and there."""
-    dataset, images = read_images("train")
-    if split_path("validation").exists():
-        return dataset, images[:TRAINING], read_split("validation")[0][:VALIDATION]
-    held_out = len(images) // 5
-    return dataset, images[held_out:], images[:held_out]
-
-
 def main() -> None:
     """Train both convolutional autoencoders of params.yaml on 12,000 images for five seeds, with
     the project's initialisation and with PyTorch's, and count how many collapse."""
-    dataset, training, validation = read()
+    dataset = dataset_name()
+    (images, _), (held_out, _) = read_splits()
+    training, validation = images[:TRAINING], held_out[:VALIDATION]
     epochs = -(-TRAINING // len(training))  # a small dataset is seen more often
     mean_image_mse = (validation - training.mean(dim=0)).square().mean().item()
     allowed = mean_image_mse / 2

@@ -2,7 +2,9 @@
 
 import os
 import platform
+import resource
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import version
@@ -36,6 +38,12 @@ def alternate(contestants: Mapping[str, Callable[[], object]], *, rounds: int) -
             if turn:
                 seconds[name].append(time.perf_counter() - started)
     return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def peak_mebibytes() -> float:
+    """The most memory that this process has held so far."""
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
 
 
 def machine() -> dict[str, Any]:

@@ -11,7 +11,6 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -99,7 +98,7 @@ def _answers(address: str) -> bool:
     try:
         with urllib.request.urlopen(address, timeout=5) as answer:  # noqa: S310 (our own server)
             return bool(answer.status == 200)
-    except (urllib.error.URLError, OSError):
+    except OSError:
         return False
 
 
@@ -211,10 +210,8 @@ def main(store: Path) -> None:
         page = opened.new_page(viewport={"width": 1280, "height": 860})
         page.goto(report.as_uri())
         take(page, "report")
-        for problem, name in (("imputation", "report_gallery"),):
-            page.locator(f"#{problem} .gallery").first.scroll_into_view_if_needed()
-            page.evaluate(f"document.querySelector('#{problem} .gallery').scrollIntoView()")
-            take(page, name)
+        page.locator("#imputation .gallery").first.evaluate("e => e.scrollIntoView()")
+        take(page, "report_gallery")
         with mlflow_ui(store) as address:
             page.set_viewport_size({"width": 1500, "height": 1000})
             open_comparison(page, address, "imputation", order_by=["metrics.`bottom/mse` ASC"])

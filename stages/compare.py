@@ -7,14 +7,13 @@ lacks is said on the page. The code is today's for both states, so that both are
 
 import argparse
 import hashlib
-import os
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import chdir
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import yaml
 
@@ -94,9 +93,8 @@ def cache_folder() -> Path:
 def differences(before: Any, after: Any, path: str = "") -> list[tuple[str, str, str]]:
     """Parameters that differ: their path, and both values, empty where there is none."""
     if isinstance(before, dict) and isinstance(after, dict):
-        keys = list(dict.fromkeys([*before, *after]))
         found = []
-        for key in keys:
+        for key in before | after:
             inner = f"{path}.{key}" if path else str(key)
             found += differences(before.get(key), after.get(key), inner)
         return found
@@ -106,23 +104,39 @@ def differences(before: Any, after: Any, path: str = "") -> list[tuple[str, str,
     return [(path, first, second)]
 
 
-def laid_out(revision: str, folder: Path, cache: Path) -> tuple[State, list[str]]:
+class LaidOut(NamedTuple):
+    """A revision whose files lie in a folder.
+
+    Attributes
+    ----------
+    state : State
+        Which forgives missing files.
+    sums : list of str
+        Of the images, which tell whether two states show the same.
+    params : dict
+        The whole params.yaml.
+    """
+
+    state: State
+    sums: list[str]
+    params: dict[str, Any]
+
+
+def laid_out(revision: str, folder: Path, cache: Path) -> LaidOut:
     """Put the files of a revision into a folder, as links into the cache and from Git.
 
     Parameters
     ----------
     revision : str
     folder : Path
-        Empty.
+        Made here.
     cache : Path
         Of DVC.
 
-    Returns
-    -------
-    state : State
-        Which forgives missing files.
-    sums : list of str
-        Of the images, which tell whether two states show the same.
+    Raises
+    ------
+    Refusal
+        When the revision has no dvc.lock or params.yaml that can be read.
     """
     try:
         stages = yaml.load(shown_at(revision, "dvc.lock"), yaml.CSafeLoader)["stages"]
@@ -132,6 +146,7 @@ def laid_out(revision: str, folder: Path, cache: Path) -> tuple[State, list[str]
         raise Refusal(
             f"{revision}: dvc.lock or params.yaml cannot be read ({error!r:.80})"
         ) from None
+    folder.mkdir()
     missing, sums = [], []
     for out in (out for stage in stages.values() for out in stage.get("outs", [])):
         path, digest = str(out["path"]), str(out.get("md5", ""))
@@ -152,18 +167,7 @@ def laid_out(revision: str, folder: Path, cache: Path) -> tuple[State, list[str]
     # Runs that dvc.lock remembers and params.yaml no longer names are not shown.
     name = params.get("data", {}).get("name", "unknown")
     state = State(runs, networks, scoring, name, forgiving=True, missing=missing)
-    return state, sums
-
-
-@contextmanager
-def inside(folder: Path) -> Iterator[None]:
-    """Work in a folder: paths of artifacts are relative to it."""
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
-        yield
-    finally:
-        os.chdir(before)
+    return LaidOut(state, sums, params)
 
 
 def change_of(before: Cell, after: Cell, column: Column) -> Cell:
@@ -230,13 +234,13 @@ def strips_of(before: Sequence[Strip], after: Sequence[Strip]) -> list[Strip]:
             found.append(new)
         else:
             note = f"{old.note} → {new.note}" if old.note and new.note else new.note
-            found.append(replace(new, before=old, change="changed", note=note))
+            found.append(replace(new, before=old, note=note))
     return found
 
 
 def galleries(before: Gallery, after: Gallery) -> Gallery:
     groups: dict[str, Sequence[Case]] = {}
-    for name in [*after.groups, *(name for name in before.groups if name not in after.groups)]:
+    for name in dict.fromkeys([*after.groups, *before.groups]):
         cases = []
         pairs = paired(
             before.groups.get(name, []), after.groups.get(name, []), key=lambda case: case.name
@@ -252,7 +256,8 @@ def galleries(before: Gallery, after: Gallery) -> Gallery:
 
 def blocks_of(old: Block | None, new: Block | None) -> list[Block]:
     """A block of both states; where they cannot be laid over each other, each with its name."""
-    if old is None or new is None or (isinstance(old, Steps) and old.captions != new.captions):  # type: ignore[union-attr]
+    apart = isinstance(old, Steps) and isinstance(new, Steps) and old.captions != new.captions
+    if old is None or new is None or apart:
         return [
             replace(block, title=f"{block.title} ({name})")
             for name, block in zip(NAMES, (old, new), strict=True)
@@ -290,7 +295,7 @@ def joined(before: Sequence[Section], after: Sequence[Section]) -> list[Section]
 
 def drawn(folder: Path, state: State) -> tuple[list[Section], dict[str, str], dict[str, float]]:
     """Sections, facts about the dataset and seconds by stage of a state laid out in a folder."""
-    with inside(folder):
+    with chdir(folder):  # paths of artifacts are relative
         try:
             facts = dict(dataset_facts())
         except Refusal as refusal:
@@ -320,35 +325,29 @@ def main(a: str, b: str) -> None:
     commits = {name: commit_of(revision) for name, revision in revisions.items()}
     cache = cache_folder()
     parts, facts, seconds = {}, {}, {}
-    missing: Mapping[str, list[str]] = {}
-    params = [yaml.safe_load(shown_at(commit, "params.yaml")) for commit in commits.values()]
     with tempfile.TemporaryDirectory(prefix="retrace-compare-") as temporary:
-        laid = {}
-        for name, commit in commits.items():
-            folder = Path(temporary) / name
-            folder.mkdir()
-            laid[name] = laid_out(commit, folder, cache)
-        first, second = (laid[name] for name in NAMES)
-        if first[1] == second[1]:
-            second[0].chosen = first[0].chosen  # the same images in both
+        folders = {name: Path(temporary) / name for name in NAMES}
+        laid = {name: laid_out(commits[name], folders[name], cache) for name in NAMES}
+        first, second = laid.values()
+        if first.sums == second.sums:
+            second.state.chosen = first.state.chosen  # the same images in both
         for name in NAMES:
-            state = laid[name][0]
-            parts[name], facts[name], seconds[name] = drawn(Path(temporary) / name, state)
-            missing = {**missing, name: state.missing}
+            parts[name], facts[name], seconds[name] = drawn(folders[name], laid[name].state)
+    missing = {name: laid[name].state.missing for name in NAMES}
     rows = [("Git commit", *(f"{revisions[n]}: {commits[n]}" for n in NAMES))]
     rows += [("dvc.lock", *(lock_sum(commits[n]) for n in NAMES))]
     rows += [(key, *(facts[n].get(key, "") for n in NAMES)) for key in facts[NAMES[1]]]
     rows += [("drawn with", versions(), versions()), ("drawn on", machine(), machine())]
-    names = list(dict.fromkeys([*seconds[NAMES[0]], *seconds[NAMES[1]]]))
+    timed = dict.fromkeys(stage for name in NAMES for stage in seconds[name])
     text = rendered(
-        joined(parts[NAMES[0]], parts[NAMES[1]]),
+        joined(*parts.values()),
         title="What has changed?",
-        dataset=laid[NAMES[1]][0].dataset,
+        dataset=second.state.dataset,
         facts=rows,
-        seconds=[(name, *(seconds[n].get(name) for n in NAMES)) for name in names],
+        seconds=[(stage, *(seconds[n].get(stage) for n in NAMES)) for stage in timed],
         states=(f"{a} ({commits['A'][:7]})", f"{b} ({commits['B'][:7]})"),
         missing=missing,
-        parameters=differences(*params),
+        parameters=differences(first.params, second.params),
         stamp=False,
     )
     write_page(COMPARISON, text)

@@ -22,7 +22,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from stages.artifacts import DATASET, history_path, read_json, timing_path, written_whole
+from stages.artifacts import DATASET, history_path, read_json, timing_path
 from stages.command import Refusal, run
 from stages.params import load
 from stages.report import markdown, write_text
@@ -33,12 +33,13 @@ from stages.sections import (
     network_inversion,
     training_data,
 )
-from stages.sections.model import Chart, Gallery, Section, State, Steps, Strip, Table
+from stages.sections.model import Section, State
 
 PAGE = Path("metrics/page.html")
 REPORT = Path("metrics/report.html")
 SUMMARY = Path("metrics/summary.md")
 LOCK = Path("dvc.lock")
+TEMPLATES = Path(__file__).parent / "sections" / "templates"
 LARGEST = 10_000_000  # bytes: what one may send by e-mail
 PROBLEMS = (imputation, training_data, network_inversion, decoder_inversion, autoencoding)
 PACKAGES = ("torch", "numpy", "scipy", "scikit-image", "scikit-learn", "dvc", "mlflow")
@@ -46,25 +47,15 @@ STAMP = "<!-- state of the repository: python -m stages.page --stamp -->"
 Facts = Sequence[Sequence[str]]
 
 
-def sections(state: State) -> list[Section]:
-    """A section for each problem, from the files of a state."""
-    return [problem.section(state) for problem in PROBLEMS]
-
-
 def present_state() -> State:
     """The state that params.yaml describes."""
     params = load()
     return State(
-        runs={name: asdict_of(entry) for name, entry in params.runs.items()},
-        networks={name: asdict_of(entry) for name, entry in params.networks.items()},
-        scoring=asdict_of(params.scoring),
+        runs={name: entry.model_dump() for name, entry in params.runs.items()},
+        networks={name: entry.model_dump() for name, entry in params.networks.items()},
+        scoring=params.scoring.model_dump(),
         dataset=read_json(DATASET)["name"],
     )
-
-
-def asdict_of(entry: Any) -> dict[str, Any]:
-    content: dict[str, Any] = entry.model_dump()
-    return content
 
 
 def dataset_facts() -> list[tuple[str, str]]:
@@ -81,18 +72,10 @@ def dataset_facts() -> list[tuple[str, str]]:
 
 def stage_seconds(state: State) -> list[tuple[str, float]]:
     """Stages with a timing of their own, in the order of params.yaml: training, reconstruction."""
-    found: list[tuple[str, float]] = []
-    for name in state.networks:
-        try:
-            found.append((f"train@{name}", float(read_json(history_path(name))["seconds"])))
-        except Refusal as refusal:
-            state.lacks(refusal)
-    for name in state.runs:
-        try:
-            found.append((f"reconstruct@{name}", float(read_json(timing_path(name))["seconds"])))
-        except Refusal as refusal:
-            state.lacks(refusal)
-    return found
+    paths = {f"train@{name}": history_path(name) for name in state.networks}
+    paths |= {f"reconstruct@{name}": timing_path(name) for name in state.runs}
+    seconds = {stage: state.seconds(path) for stage, path in paths.items()}
+    return [(stage, value) for stage, value in seconds.items() if value is not None]
 
 
 def git(*arguments: str) -> str:
@@ -135,7 +118,7 @@ def machine() -> str:
 def environment() -> Environment:
     """Templates that escape every value, and fail on a misspelt name."""
     return Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "sections" / "templates"),
+        loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -173,11 +156,10 @@ def rendered(
     stamp : bool
         Whether to leave a place for the state of the repository.
     """
-    kinds = {Table: "table", Gallery: "gallery", Chart: "chart", Steps: "steps", Strip: "strip"}
-    environ = environment()
-    loader = environ.loader
-    assert loader is not None
-    return environ.get_template("page.html").render(
+    template = environment().get_template("page.html")
+    files = (TEMPLATES / name for name in ("page.css", "page.js"))
+    style, script = (file.read_text(encoding="utf-8") for file in files)
+    return template.render(
         sections=parts,
         title=title,
         dataset=dataset,
@@ -187,10 +169,10 @@ def rendered(
         missing=missing or {},
         parameters=parameters,
         stamp=Markup(STAMP) if stamp else "",  # noqa: S704 (a constant)  # nosec B704
-        kind=lambda block: kinds[type(block)],
+        kind=lambda block: type(block).__name__.lower(),
         # Our own files, which are neither escaped nor taken for templates.
-        style=Markup(loader.get_source(environ, "page.css")[0]),  # noqa: S704  # nosec B704
-        script=Markup(loader.get_source(environ, "page.js")[0]),  # noqa: S704  # nosec B704
+        style=Markup(style),  # noqa: S704  # nosec B704
+        script=Markup(script),  # noqa: S704  # nosec B704
     )
 
 
@@ -208,8 +190,7 @@ def write_page(path: Path, text: str) -> None:
     size = len(text.encode())
     if size > LARGEST:
         raise Refusal(f"{path} would have {size:,} bytes; at most {LARGEST:,} are allowed")
-    with written_whole(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_text(path, text)
 
 
 def summary(parts: Sequence[Section]) -> str:
@@ -232,7 +213,7 @@ def summary(parts: Sequence[Section]) -> str:
 def draw() -> None:
     """Write metrics/page.html and metrics/summary.md."""
     state = present_state()
-    parts = sections(state)
+    parts = [problem.section(state) for problem in PROBLEMS]
     text = rendered(
         parts,
         title="What went into the network?",

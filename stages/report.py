@@ -119,25 +119,35 @@ def autoencoding_picture(
     """The first test images and what each autoencoder makes of them."""
     rows = {"original": truth[:COLUMNS]}
     for name, scores in runs.items():
-        estimate = read_arrays(reconstruction_path(name))["estimate"][:COLUMNS]
+        estimate = read_arrays(reconstruction_path(name), only=("estimate",))["estimate"][:COLUMNS]
         rows[f"{name.removeprefix('autoencoding-')} ({scores['code_size']})"] = estimate
     return sheet(rows, title=title, scale=2)
 
 
 def imputation_picture(
-    runs: Mapping[str, Scores],
+    estimates: Mapping[str, NDArray[Any]],
     truth: NDArray[Any],
     *,
     mask: int,
     observed: NDArray[Any],
     title: str,
 ) -> Image.Image:
-    """The first test images under one mask and what each method makes of them."""
+    """The first test images under one mask and what each method makes of them.
+
+    Parameters
+    ----------
+    estimates : dict of (masks, at most `COLUMNS`, 28, 28)
+        By the short name of the run.
+    truth : (n, 28, 28)
+    mask : int
+        Its position.
+    observed : (masks, n, 28, 28)
+        NaN where a pixel is missing.
+    title : str
+    """
     given = observed[mask, :COLUMNS]
     rows = {"original": truth[:COLUMNS], "given": given}
-    for name in runs:
-        estimate = read_arrays(reconstruction_path(name))["estimate"][mask, :COLUMNS]
-        rows[name.removeprefix("imputation-")] = completed(estimate, given)
+    rows |= {name: completed(estimate[mask], given) for name, estimate in estimates.items()}
     return sheet(rows, title=title, scale=2)
 
 
@@ -160,7 +170,7 @@ def iterations_picture(
 
 
 def code_size_figure(
-    runs: Mapping[str, Scores], pca_mse: Sequence[float], *, dataset: str
+    runs: Mapping[str, Scores], pca_mse: Sequence[float], *, title: str = ""
 ) -> "Figure":
     """MSE against code size: PCA as a curve, each network as a point."""
     import matplotlib
@@ -178,7 +188,7 @@ def code_size_figure(
             scores["code_size"], scores["mse"], style, color=colour, markersize=8, label=label
         )
     axes.set(xscale="log", yscale="log", xlabel="values in the code", ylabel="MSE, test images")
-    axes.set_title(f"What the bottleneck costs ({dataset})")
+    axes.set_title(title)
     axes.legend(frameon=False)
     return figure
 
@@ -198,10 +208,6 @@ def training_data_table(runs: Mapping[str, Scores]) -> str:
     rows = []
     order = sorted(runs.items(), key=lambda item: (item[1]["n"], -item[1]["identified"]))
     for name, scores in order:
-        matches = zip(
-            *([scores[key][bar] for bar in THRESHOLDS] for key in ("matched", "null_matched")),
-            strict=True,
-        )
         precision = scores["precision_at"].get("100")
         rows.append(
             [
@@ -210,7 +216,7 @@ def training_data_table(runs: Mapping[str, Scores]) -> str:
                 f"`{scores['network']}`",
                 str(scores["n"]),
                 f"{scores['identified']} ({scores['threshold']:.3f})",
-                *(f"{count} / {null}" for count, null in matches),
+                *(f"{scores['matched'][b]} / {scores['null_matched'][b]}" for b in THRESHOLDS),
                 "" if precision is None else f"{precision:.2f}",
                 f"{scores['median_mse']:.4f}" if "median_mse" in scores else "",
                 f"{scores['training_seconds']:.0f}",
@@ -244,8 +250,7 @@ def colours_table(runs: Mapping[str, Scores]) -> str:
 
 
 def training_data_rows(runs: Mapping[str, Scores]) -> list[dict[str, Any]]:
-    """Scores of each attack in one row, nested keys joined by an underscore; empty where one has
-    no such score."""
+    """Scores of each attack in one row, nested keys joined by an underscore."""
     flat = []
     for name, scores in runs.items():
         row: dict[str, Any] = {"run": name.removeprefix("training_data-")}
@@ -253,8 +258,7 @@ def training_data_rows(runs: Mapping[str, Scores]) -> list[dict[str, Any]]:
             nested = value if isinstance(value, dict) else {"": value}
             row |= {f"{key}_{part}".rstrip("_"): number for part, number in nested.items()}
         flat.append(row)
-    columns = {key: "" for row in flat for key in row}
-    return [columns | row for row in flat]
+    return flat
 
 
 def training_data_picture(
@@ -365,7 +369,8 @@ def report_autoencoding(
 ) -> list[str]:
     """Draw the autoencoders; give the parts of the table's text."""
     write_picture(FOLDER / "autoencoding.png", autoencoding_picture(runs, truth, title=dataset))
-    write_figure(FOLDER / "code_size.png", code_size_figure(runs, pca_mse, dataset=dataset))
+    figure = code_size_figure(runs, pca_mse, title=f"What the bottleneck costs ({dataset})")
+    write_figure(FOLDER / "code_size.png", figure)
     return ["### Autoencoding: all test images", autoencoding_table(runs)]
 
 
@@ -375,27 +380,27 @@ def report_imputation(
     """Draw the completions, list the scores; give the parts of the table's text."""
     observations = read_arrays(observed_path("imputation"))
     masks, observed = observations["masks"].tolist(), observations["observed"]
-    for mask in masks:
+    bottom = masks.index("bottom") if "bottom" in masks else 0
+    firsts: dict[str, NDArray[Any]] = {}
+    for name, scores in runs.items():
+        short, settings = name.removeprefix("imputation-"), params.runs[name].settings
+        arrays = read_arrays(reconstruction_path(name))
+        firsts[short] = arrays["estimate"][:, :COLUMNS].copy()  # a view would keep all in memory
+        title = f"{dataset}, {short}"
+        if "snapshots" in arrays:
+            picture = iterations_picture(arrays, truth, mask=bottom, observed=observed, title=title)
+            write_picture(FOLDER / f"iterations_{short}.png", picture)
+        if (settings.get("objective"), settings.get("answer")) == ("known", "input"):
+            network, _ = load_checkpoint(checkpoint_path(scores["network"]))
+            picture = false_minima_picture(
+                network, arrays["estimate"][bottom], truth, observed[bottom], title=title
+            )
+            write_picture(FOLDER / f"false_minima_{short}.png", picture)
+    for i, mask in enumerate(masks):
         picture = imputation_picture(
-            runs,
-            truth,
-            mask=masks.index(mask),
-            observed=observed,
-            title=f"{dataset}, {mask}",
+            firsts, truth, mask=i, observed=observed, title=f"{dataset}, {mask}"
         )
         write_picture(FOLDER / f"imputation_{mask}.png", picture)
-    for name in runs:
-        arrays = read_arrays(reconstruction_path(name))
-        if "snapshots" in arrays:
-            short = name.removeprefix("imputation-")
-            picture = iterations_picture(
-                arrays,
-                truth,
-                mask=masks.index("bottom") if "bottom" in masks else 0,
-                observed=observed,
-                title=f"{dataset}, {short}",
-            )
-            write_picture(FOLDER / f"iterations_{short}.png", picture)
     write_rows(
         FOLDER / "imputation.csv",
         [
@@ -404,20 +409,6 @@ def report_imputation(
             for mask in masks
         ],
     )
-    bottom = masks.index("bottom") if "bottom" in masks else 0
-    for name, scores in runs.items():
-        settings = params.runs[name].settings
-        if (settings.get("objective"), settings.get("answer")) == ("known", "input"):
-            network, _ = load_checkpoint(checkpoint_path(scores["network"]))
-            short = name.removeprefix("imputation-")
-            picture = false_minima_picture(
-                network,
-                read_arrays(reconstruction_path(name), only=("estimate",))["estimate"][bottom],
-                truth,
-                observed[bottom],
-                title=f"{dataset}, {short}",
-            )
-            write_picture(FOLDER / f"false_minima_{short}.png", picture)
     stochastic = {name: s for name, s in runs.items() if "crps" in s["masks"][masks[0]]}
     return [
         f"### Imputation: MSE over the missing pixels, first {len(truth)} test images",
@@ -497,10 +488,11 @@ def report_uncertainty(
         drawn = uncertainty.completions(samples, torch.from_numpy(observed))
         read = uncertainty.read_digits(drawn, classifier)
         unsure = uncertainty.ambiguous(read)
+        # The digits that the classifier reads in the samples, in order.
+        digits = read[unsure, : uncertainty.SAMPLES_SHOWN].tolist()
         for file, images, columns in (
             ("samples", list(range(min(COLUMNS, len(truth)))), None),
-            # The digits that the classifier reads in the samples, in order.
-            ("ambiguous", unsure.tolist(), ["".join(map(str, r)) for r in read[unsure].tolist()]),
+            ("ambiguous", unsure.tolist(), ["".join(map(str, labels)) for labels in digits]),
         ):
             picture = uncertainty.samples_picture(
                 arrays,
@@ -508,7 +500,7 @@ def report_uncertainty(
                 observed,
                 images=images,
                 title=f"{dataset}, {short}, {mask}",
-                columns=[column[: uncertainty.SAMPLES_SHOWN] for column in columns or []] or None,
+                columns=columns,
             )
             write_picture(FOLDER / f"{file}_{short}.png", picture)
         over_all, over_open = (
@@ -531,10 +523,10 @@ def report_uncertainty(
                 ),
             ]
         )
-    path = FOLDER / "calibration.png"
-    uncertainty.calibration_chart(
-        path, coverages, title=f"Intervals for missing pixels ({dataset})"
+    figure = uncertainty.calibration_figure(
+        coverages, title=f"Intervals for missing pixels ({dataset})"
     )
+    write_figure(FOLDER / "calibration.png", figure)
     head = ["run", *(f"{name} %" for name in uncertainty.INTERVALS)]
     head += [f"{name} %, open" for name in uncertainty.INTERVALS]
     head += ["open", "CRPS", "MSE of the mean", "of a sample", "of the best sample"]

@@ -73,7 +73,8 @@ ITERATIONS_MASK = "bottom"
 # Read once: MLflow's own functions write into the environment.
 SERVER = os.environ.get("MLFLOW_TRACKING_URI")
 # Not for charts: bounds of intervals and identities, which the attached metrics file holds.
-NOT_CHARTED = ("_low", "_high", "seed", "n", "code_size", "pca_mse")
+BOUNDS = ("_low", "_high")
+IDENTITIES = ("seed", "n", "code_size", "pca_mse")
 
 Stage = dict[str, Any]
 
@@ -419,8 +420,8 @@ def charted(scores: Mapping[str, Any]) -> dict[str, float]:
         if isinstance(value, Mapping):
             prefix = "" if key == "masks" else f"{key}/"
             flat |= {f"{prefix}{inner}": number for inner, number in charted(value).items()}
-        elif isinstance(value, int | float) and not key.endswith(NOT_CHARTED[:2]):
-            flat |= {key: value} if key not in NOT_CHARTED else {}
+        elif isinstance(value, int | float) and not key.endswith(BOUNDS) and key not in IDENTITIES:
+            flat[key] = value
     return flat
 
 

@@ -1,8 +1,7 @@
 """How honest the samples of a stochastic imputation are, and the pictures that show it."""
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -11,8 +10,10 @@ from PIL import Image
 from torch import Tensor
 
 from stages import quality
-from stages.artifacts import written_whole
 from stages.pictures import COLOURS, completed, sheet
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 ARRAYS = ("samples", "quantiles", "deviation")  # what a run has that can be scored here
 INTERVALS = {"50": (2, 3), "80": (1, 4), "95": (0, 5)}  # of the six quantiles, by per cent
@@ -152,7 +153,7 @@ def samples_picture(
         ``estimate``, ``deviation`` and ``samples`` under one mask.
     truth, observed : (n, 28, 28)
     images : sequence of int
-        Which images.
+        Their positions.
     title : str
     columns : list of str, optional
         A caption for each image.
@@ -170,14 +171,13 @@ def samples_picture(
     return sheet(rows, title=title, columns=columns, scale=2)
 
 
-def calibration_chart(
-    path: Path, coverages: Mapping[str, tuple[Sequence[float], Sequence[float]]], *, title: str
-) -> None:
+def calibration_figure(
+    coverages: Mapping[str, tuple[Sequence[float], Sequence[float]]], *, title: str
+) -> "Figure":
     """Share of pixels in the 50, 80 and 95 % intervals against that share: all, and open ones.
 
     Parameters
     ----------
-    path : Path
     coverages : dict of (all, open)
         By run, three shares each, means over masks.
     title : str
@@ -197,6 +197,4 @@ def calibration_chart(
     axes.set(xlabel="interval", ylabel="share of pixels inside", xlim=(0.4, 1))
     axes.set_title(title)
     figure.legend(frameon=False, loc="outside right upper")
-    with written_whole(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=110, metadata={"Software": None})
-    pyplot.close(figure)
+    return figure

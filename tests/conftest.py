@@ -250,6 +250,13 @@ def execute(
     return result
 
 
+def commit(folder: Path, message: str = "Reproduce") -> None:
+    """Put what Git does not ignore under version control, as a user would after `dvc repro`."""
+    identity = ("-c", "user.name=Test", "-c", "user.email=test@example.org")
+    execute("git", "add", "--all", cwd=folder)
+    execute("git", *identity, "commit", "--quiet", "-m", message, cwd=folder)
+
+
 def write_params(folder: Path, params: dict[str, Any]) -> None:
     text = yaml.safe_dump(params, sort_keys=False)
     (folder / "params.yaml").write_text(text, encoding="utf-8")
@@ -271,9 +278,7 @@ def make_workspace() -> Callable[[Path], Path]:
                 shutil.copyfile(ROOT / name, target)
         write_params(folder, TINY)
         execute("git", "init", "--quiet", "--initial-branch=main", cwd=folder)
-        execute("git", "add", "--all", cwd=folder)
-        identity = ("-c", "user.name=Test", "-c", "user.email=test@example.org")
-        execute("git", *identity, "commit", "--quiet", "-m", "Start", cwd=folder)
+        commit(folder, "Start")
         return folder
 
     return make

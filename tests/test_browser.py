@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, execute
+from conftest import ROOT, commit, execute
 
 pytestmark = pytest.mark.xdist_group("pipeline")
 
@@ -142,9 +142,7 @@ def test_nothing_is_wider_than_the_screen(
 
 def test_the_comparison_opens_in_the_browser(browser: Any, finished: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(finished, tmp_path / "copy", symlinks=True)
-    identity = ("-c", "user.name=Test", "-c", "user.email=test@example.org")
-    execute("git", "add", "--all", cwd=folder)
-    execute("git", *identity, "commit", "--quiet", "-m", "Reproduce", cwd=folder)
+    commit(folder)
     execute(sys.executable, "-m", "stages.compare", "HEAD", "HEAD", cwd=folder)
     opened = browser.new_page()
     said: list[str] = []

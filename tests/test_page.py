@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import execute
+from conftest import commit, execute
 from markupsafe import Markup
 from PIL import Image
 
@@ -83,7 +83,6 @@ def rendered(sections: list[Section], text: str = "") -> str:
         dataset=text,
         facts=[(text, text)],
         seconds=[(text, 1.0)],
-        states=None,
     )
 
 
@@ -190,8 +189,8 @@ def test_what_has_become_of_a_value(
 
 def test_a_comparison_marks_what_differs_and_nothing_else() -> None:
     white = strips.grey(np.ones((1, 28, 28)))
-    same = compare.joined([section("t")], [section("t")])
-    assert "worse" not in "".join(str(s) for s in same) and "changed" not in str(same)
+    same = str(compare.joined([section("t")], [section("t")]))
+    assert "worse" not in same and "changed" not in same and "before=Strip" not in same
     (joined,) = compare.joined([section("t")], [section("t", value=1.5, strip=white)])
     table, gallery, steps, chart = joined.blocks
     assert isinstance(table, Table) and isinstance(gallery, Gallery)
@@ -199,7 +198,7 @@ def test_a_comparison_marks_what_differs_and_nothing_else() -> None:
     assert table.rows[0].cells[0].change == "worse" and table.rows[0].cells[0].amount == "+50.0 %"
     assert table.rows[1].cells[0].change == "same"
     strip = gallery.groups["t"][0].strips[0]
-    assert strip.change == "changed" and strip.before is not None and strip.before.picture == PIXEL
+    assert strip.before is not None and strip.before.picture == PIXEL
     assert steps.strips[0].before is not None and chart.before is None
     assert joined.summary is not None and joined.summary.result.change == "worse"
     html = page.rendered(
@@ -253,9 +252,7 @@ def test_the_page_of_a_pipeline(finished: Path, tmp_path: Path) -> None:
 @pipeline
 def test_two_states_of_a_pipeline(finished: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(finished, tmp_path / "copy", symlinks=True)
-    identity = ("-c", "user.name=Test", "-c", "user.email=test@example.org")
-    execute("git", "add", "--all", cwd=folder)
-    execute("git", *identity, "commit", "--quiet", "-m", "First", cwd=folder)
+    commit(folder, "First")
     # The second state: other numbers in Git, and a reconstruction that the cache does not have.
     path = folder / "metrics/imputation-known.json"
     scores = json.loads(path.read_text())
@@ -268,8 +265,7 @@ def test_two_states_of_a_pipeline(finished: Path, tmp_path: Path) -> None:
         re.findall(rf"path: {re.escape(reconstruction)}\n\s+hash: md5\n\s+md5: (\w+)", lock)
     )
     (folder / "dvc.lock").write_text(lock.replace(digest, "0" * 32))
-    execute("git", "add", "--all", cwd=folder)
-    execute("git", *identity, "commit", "--quiet", "-m", "Second", cwd=folder)
+    commit(folder, "Second")
     shutil.rmtree(folder / "data")  # from Git and the cache alone
     shutil.rmtree(folder / "models")
     command = (sys.executable, "-m", "stages.compare")
@@ -283,6 +279,11 @@ def test_two_states_of_a_pipeline(finished: Path, tmp_path: Path) -> None:
         assert refused.returncode == 2
         assert "not a commit, branch or tag" in refused.stderr, refused.stderr
         assert refused.stderr.count("\n") == 1
+    (folder / "params.yaml").write_text("runs: [")
+    commit(folder, "Third")
+    refused = execute(*command, "HEAD~1", "HEAD", cwd=folder, check=False)
+    assert refused.returncode == 2 and refused.stderr.count("\n") == 1, refused.stderr
+    assert "dvc.lock or params.yaml cannot be read" in refused.stderr
 
 
 def test_runs_with_and_without_samples_stand_side_by_side() -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import ROOT, TINY, environment, execute, write_params
+from conftest import ROOT, TINY, commit, environment, execute, write_params
 
 # One process for all of these: they share a finished pipeline, which takes a minute to make.
 pytestmark = pytest.mark.xdist_group("pipeline")
@@ -50,13 +50,6 @@ def changed(section: str, **values: Any) -> dict[str, Any]:
         target = target[key]
     target.update(values)
     return params
-
-
-def commit(folder: Path) -> None:
-    """Put what Git does not ignore under version control, as a user would after `dvc repro`."""
-    identity = ("-c", "user.name=Test", "-c", "user.email=test@example.org")
-    execute("git", "add", "--all", cwd=folder)
-    execute("git", *identity, "commit", "--quiet", "-m", "Reproduce", cwd=folder)
 
 
 def runs_of(folder: Path) -> list[dict[str, Any]]:

@@ -1,6 +1,5 @@
 """`dvc plots` makes a page that shows the report's numbers and loads nothing from the network."""
 
-import csv
 import hashlib
 import html.parser
 import json
@@ -10,8 +9,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import ROOT, execute
+from conftest import ROOT, commit, execute
 from PIL import Image
+
+from stages.report import write_rows
 
 TRAINING = "metrics/report/training.csv"
 IMPUTATION = "metrics/report/imputation.csv"
@@ -39,14 +40,6 @@ class Page(html.parser.HTMLParser):
             self.scripts.append((attributes, text + data))
 
 
-def write_csv(path: Path, rows: list[dict[str, object]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-
-
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The plots of dvc.yaml over a made report, committed and then changed."""
@@ -60,7 +53,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in filter(lambda p: isinstance(p, str), plots):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("L", (8, 8)).save(folder / name)
-    write_csv(
+    write_rows(
         folder / TRAINING,
         [
             {"network": "ffnn", "epoch": 1, "validation_mse": 0.0625},
@@ -74,14 +67,12 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for run in ("ridge", "known")
         for mask in ("bottom", "left")
     ]
-    write_csv(folder / IMPUTATION, rows)
+    write_rows(folder / IMPUTATION, rows)
 
-    identity = ("-c", "user.name=Test", "-c", "user.email=test@example.org")
     execute("git", "init", "--quiet", "--initial-branch=main", cwd=folder)
-    execute("git", "add", "--all", cwd=folder)
-    execute("git", *identity, "commit", "--quiet", "-m", "Start", cwd=folder)
+    commit(folder, "Start")
     rows[0]["mse_over_ridge"] = 1.15625
-    write_csv(folder / IMPUTATION, rows)
+    write_rows(folder / IMPUTATION, rows)
     return folder
 
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from conftest import TINY, environment, execute
+from conftest import TINY, commit, environment, execute
 
 ALL = len(TINY["networks"]) + len(TINY["runs"])
 HERE = "127.0.0.1"
@@ -199,12 +199,6 @@ def finished(
     execute("dvc", "repro", cwd=folder)
     commit(folder)
     return folder
-
-
-def commit(folder: Path) -> None:
-    identity = ("-c", "user.name=Test", "-c", "user.email=test@example.org")
-    execute("git", "add", "--all", cwd=folder)
-    execute("git", *identity, "commit", "--quiet", "-m", "Reproduce", cwd=folder)
 
 
 def published(folder: Path, **extra: Any) -> tuple[int, int]:

@@ -1,10 +1,8 @@
 """Autoencoding: what is left of an image behind each bottleneck, beside PCA of the same size."""
 
-from typing import Any
-
 import numpy as np
 
-from stages import report
+from stages import quality, report
 from stages.artifacts import BASELINES, history_path, read_json, read_split
 from stages.command import Refusal
 from stages.sections import charts, strips
@@ -45,10 +43,7 @@ def section(state: State) -> Section:
     best = best_of(runs, {n: s["mse_over_pca"] for n, s in runs.items()}, better="lower")
     blocks: list[Block] = [table(runs)]
     with charts.style():
-        figure = report.code_size_figure(
-            runs, read_json(BASELINES)["pca_mse"], dataset=state.dataset
-        )
-    figure.axes[0].set_title("")  # the page has it
+        figure = report.code_size_figure(runs, read_json(BASELINES)["pca_mse"])
     blocks.append(
         Chart(
             "What the bottleneck costs",
@@ -61,7 +56,7 @@ def section(state: State) -> Section:
     points = [
         charts.Point(short(name, PROBLEM), seconds, s["mse"], False)
         for name, s in runs.items()
-        if (seconds := training_seconds(state, s["network"])) is not None
+        if (seconds := state.seconds(history_path(s["network"]))) is not None
     ]
     if len(points) > 1:
         blocks.append(
@@ -96,14 +91,6 @@ def section(state: State) -> Section:
     return Section(PROBLEM, TITLE, LEAD, summary, blocks)
 
 
-def training_seconds(state: State, network: str) -> float | None:
-    try:
-        return float(read_json(history_path(network))["seconds"])
-    except Refusal as refusal:
-        state.lacks(refusal)
-        return None
-
-
 def table(runs: dict[str, Scores]) -> Table:
     columns = [
         Column("network"),
@@ -131,8 +118,8 @@ def table(runs: dict[str, Scores]) -> Table:
     ]
     for size, mse in sorted({(s["code_size"], s["pca_mse"]) for s in runs.values()}):
         cells = [*words("–"), number(size, "d"), number(mse, ".4f"), number(1.0, ".2f")]
-        psnr = number(float(-10 * np.log10(mse)), ".1f")
-        rows.append(Row(f"PCA, {size}", [*cells, psnr, *words("", "")], trivial=True))
+        cells += [number(quality.psnr(mse), ".1f"), *words("", "")]
+        rows.append(Row(f"PCA, {size}", cells, trivial=True))
     return Table("Every autoencoder on all test images", columns, rows)
 
 
@@ -160,7 +147,16 @@ def shown(
         rows = [Strip("original", strips.grey(truth[index]), f"{case}: originals", given=True)]
         for name, output in outputs.items():
             found = np.clip(output[index], 0, 1)
-            rows.append(compared(short(name, PROBLEM), found, truth[index], case=case))
+            wrong = abs(found - truth[index])
+            rows.append(
+                Strip(
+                    short(name, PROBLEM),
+                    strips.grey(found),
+                    f"{case}: {short(name, PROBLEM)}",
+                    strips.heat(wrong),
+                    f"{(wrong**2).mean():.4f}",
+                )
+            )
         note = (
             f"MSE of {short(best, PROBLEM)}: {error[index].min():.4f} to {error[index].max():.4f}"
         )
@@ -180,15 +176,3 @@ def shown(
         Strip("error", strips.heat(abs(one - truth[middle])), "where they differ"),
     ]
     return pictures, gallery
-
-
-def compared(label: str, found: Any, truth: Any, *, case: str, **more: Any) -> Strip:
-    """Images (n, 28, 28) of a method, their errors, and in a note their mean squared error."""
-    return Strip(
-        label,
-        strips.grey(found),
-        f"{case}: {label}",
-        strips.heat(abs(found - truth)),
-        f"{((found - truth) ** 2).mean():.4f}",
-        **more,
-    )

@@ -33,9 +33,8 @@ class Point(NamedTuple):
 
 @contextmanager
 def style() -> Iterator[None]:
-    """Matplotlib with colours that `svg` exchanges for the page's, and text as text."""
+    """Matplotlib with colours that `svg` exchanges for the page's."""
     settings: Any = {
-        "svg.fonttype": "none",
         "font.size": 10,
         "axes.spines.top": False,
         "axes.spines.right": False,
@@ -169,7 +168,6 @@ def lines(
     y: str,
     dashed: Mapping[str, tuple[Sequence[float], Sequence[float]]] | None = None,
     marks: bool = False,
-    x_scale: str = "linear",
     y_scale: str = "linear",
     ticks: Sequence[str] = (),
     at: float | None = None,
@@ -186,8 +184,8 @@ def lines(
         What the axes show.
     marks : bool
         Whether every value has a marker.
-    x_scale, y_scale : str
-        "linear", "log" or "symlog".
+    y_scale : str
+        "linear" or "log".
     ticks : list of str
         Names of the places 0, 1, ... of the horizontal axis.
     at : float, optional
@@ -203,7 +201,7 @@ def lines(
             axes.plot(places, values, color=colour, marker=marker, markersize=6, label=label)
             if dashed and label in dashed:
                 axes.plot(*dashed[label], color=colour, linestyle="dashed")
-        axes.set(xlabel=x, ylabel=y, xscale=x_scale, yscale=y_scale)
+        axes.set(xlabel=x, ylabel=y, yscale=y_scale)
         if ticks:
             axes.set_xticks(range(len(ticks)), ticks)
         if x_limits:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -64,7 +65,6 @@ class Table:
     columns: Sequence[Column]
     rows: Sequence[Row]
     note: str = ""
-    first: str = "run"
 
     def __post_init__(self) -> None:
         labels = [column.label for column in self.columns]
@@ -92,8 +92,7 @@ class Strip:
     note: str = ""
     first: bool = True  # whether it is shown before someone asks for all methods
     given: bool = False  # the truth and what was observed, which no filter hides
-    before: "Strip | None" = None
-    change: str = ""
+    before: "Strip | None" = None  # in a comparison, where it differs
 
 
 @dataclass(frozen=True)
@@ -121,7 +120,7 @@ class Chart:
     svg: Markup
     alt: str
     caption: str = ""
-    before: Markup | None = None
+    before: Markup | None = None  # in a comparison, where it differs
     wide: bool = False
 
 
@@ -210,6 +209,15 @@ class State:
             self.lacks(refusal)
             return None
 
+    def seconds(self, path: Path) -> float | None:
+        """Seconds that a stage's own file names, or None where it is missing and that is
+        forgiven."""
+        try:
+            return float(read_json(path)["seconds"])
+        except Refusal as refusal:
+            self.lacks(refusal)
+            return None
+
     def lacks(self, refusal: Refusal) -> None:
         """Note what cannot be shown, or refuse."""
         if not self.forgiving:
@@ -240,14 +248,14 @@ class State:
         return float(low), float(high)
 
 
-def cases_of(errors: NDArray[Any], *, each: int = EACH) -> dict[str, list[int]]:
-    """Positions of `each` images around every quantile of `CASES` of their errors (n,).
+def cases_of(errors: NDArray[Any]) -> dict[str, list[int]]:
+    """Positions of `EACH` images around every quantile of `CASES` of their errors (n,).
 
     Ranks are as near to the quantile as fits into the list; of equal errors the first image comes
     first. With few images cases may share some.
     """
     order = np.argsort(errors, kind="stable")
-    n, each = len(order), min(each, len(order))
+    n, each = len(order), min(EACH, len(order))
     found = {}
     for name, quantile in CASES.items():
         middle = round(quantile * (n - 1))

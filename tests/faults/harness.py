@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import TINY, environment, execute, write_params
+from conftest import TINY, commit, environment, write_params
 
 FULL = os.environ.get("RETRACE_FAULTS") == "full"
 FEW = pytest.mark.skipif(not FULL, reason="one of many: `make faults` tries all of them")
@@ -49,12 +49,6 @@ def finish(folder: Path, running: "Zygote") -> float:
     code, output = running.run("dvc", "repro", cwd=folder)
     assert code == 0, output[-3000:]
     return time.monotonic() - began
-
-
-def commit(folder: Path, message: str) -> None:
-    identity = ("-c", "user.name=Test", "-c", "user.email=test@example.org")
-    execute("git", "add", "--all", cwd=folder)
-    execute("git", *identity, "commit", "--quiet", "-m", message, cwd=folder)
 
 
 def started(*command: str, cwd: Path, **extra: str) -> "subprocess.Popen[str]":

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import execute
+from conftest import commit, execute
 from dvc.lock import make_lock
-from harness import FULL, Zygote, commit, files, kill, published, started
+from harness import FULL, Zygote, files, kill, published, started
 
 from stages.command import Refusal
 from stages.download import temporary_folder
@@ -120,7 +120,7 @@ def test_what_the_last_commit_knows_comes_back_from_it(
 ) -> None:
     folder = shutil.copytree(undisturbed[0], tmp_path / "workspace", symlinks=True)
     text = (folder / LOCK).read_text(encoding="utf-8")
-    commit(folder, "Reproduce")
+    commit(folder)
     for part in (1000, 3, 2):
         cut_lock(folder, part)
         assert "from the last commit" in mend(folder)[0]

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import execute, write_params
-from harness import FEW, FULL, Zygote, commit, kill, published, started, tiny
+from conftest import commit, execute, write_params
+from harness import FEW, FULL, Zygote, kill, published, started, tiny
 
 pytestmark = pytest.mark.xdist_group("faults")
 TRACK = (sys.executable, "-m", "stages.track")
@@ -197,7 +197,7 @@ def test_three_queued_experiments_land_in_one_store(
     jobs: int, undisturbed: tuple[Path, float], tmp_path: Path
 ) -> None:
     folder = shutil.copytree(undisturbed[0], tmp_path / "workspace", symlinks=True)
-    commit(folder, "Reproduce")
+    commit(folder)
     setting = "runs.training_data-sparse_span.settings.rounds"
     for rounds in (2, 3, 4):
         execute("dvc", "exp", "run", "--queue", "-S", f"{setting}={rounds}", cwd=folder)
