@@ -101,7 +101,8 @@ def _local(
     try:
         positions = {pool.submit(function, task): i for i, task in enumerate(tasks)}
         for future in as_completed(positions):
-            yield positions[future], future.result()
+            # Popped, so that what was taken is not kept here too.
+            yield positions.pop(future), future.result()
         pool.shutdown()
     except BrokenProcessPool:
         raise Refusal(

@@ -280,8 +280,9 @@ def run(
     groups = len(observed) if observed.ndim == 4 else 1
     flat = observed.reshape(-1, *observed.shape[-2:])
     weights = save({key: value.contiguous() for key, value in network.state_dict().items()})
-    shards = []
-    for i, (rows, parts) in enumerate(plan(groups=groups, images=len(flat) // groups)):
+    shards, rows = [], []
+    for i, (where, parts) in enumerate(plan(groups=groups, images=len(flat) // groups)):
+        rows.append(where)
         own = {**settings, "seed": seed_of(settings["seed"], i)} if "seed" in settings else settings
         shards.append(
             Shard(
@@ -289,12 +290,25 @@ def run(
                 architecture=header["architecture"],
                 arguments=header["arguments"],
                 weights=weights,
-                observed=flat[rows],
+                observed=flat[where],
                 settings=own,
                 parts=parts,
                 steps=steps,
             )
         )
+    answers: Arrays = {}
+    watched: dict[int, Watched] = {}
+    peaks = []
+
+    def keep(i: int, solved: Solved) -> None:
+        """Put the answers of a shard into their rows at once: no array is held twice."""
+        for key, value in solved.answers.items():
+            if key not in answers:
+                answers[key] = np.empty((len(flat), *value.shape[1:]), value.dtype)
+            answers[key][rows[i]] = value
+        watched[i] = solved.watched
+        peaks.append(solved.peak_memory)
+
     each = max(steps, 1)  # of the progress bar
     with tqdm(total=each * len(shards), desc=label, unit="step", disable=None) as bar:
 
@@ -302,24 +316,21 @@ def run(
             bar.set_postfix(loss=f"{loss:.4g}")
             bar.update(step > 0)
 
-        solved = {}
+        done = 0
         for i, shard in enumerate(shards):
             started = time.monotonic()
-            solved[i] = solve(shard, progress=progress)
-            bar.update(each * (i + 1) - bar.n)
+            keep(i, solve(shard, progress=progress))
+            done += 1
+            bar.update(each * done - bar.n)
             # Asked after every shard, since the first may be the easiest.
-            left = (time.monotonic() - started) * (len(shards) - 1 - i)
+            left = (time.monotonic() - started) * (len(shards) - done)
             if left > STARTING and parallel:
                 break
-        done = len(solved)
         if done < len(shards):
             for position, result in engine.run(solve, shards[done:]):
-                solved[done + position] = result
+                keep(done + position, result)
                 bar.update(each)
-    ordered = [solved.pop(i) for i in range(len(shards))]
-    names = ordered[0].answers
-    answers = {key: np.concatenate([one.answers[key] for one in ordered]) for key in names}
     sizes = [[end - first for first, end in shard.parts] for shard in shards]
-    watched = merged_watched([one.watched for one in ordered], sizes, groups=groups)
-    memory = max(peak_memory(), *(one.peak_memory for one in ordered))
-    return Merged(answers, watched, memory)
+    ordered = [watched[i] for i in range(len(shards))]
+    merged = merged_watched(ordered, sizes, groups=groups)
+    return Merged(answers, merged, max(peak_memory(), *peaks))
