@@ -21,7 +21,7 @@ OPEN = 0.05  # pixel units: where the deviation is above, the known pixels leave
 SHOWN = 10  # images in a picture
 SAMPLES_SHOWN = 6
 DIGITS = 10
-CHUNK = 1000  # images that the classifier sees at once
+CHUNK = 1000  # images that are scored, and that the classifier sees, at once
 
 Means = Callable[[dict[str, Tensor]], dict[str, float]]
 
@@ -66,15 +66,42 @@ def score(
     means : function
         Takes per-image measures to means with intervals.
     """
+    parts = [
+        _measures(*part, classifier=classifier)
+        for part in zip(
+            *(x.split(CHUNK) for x in (samples, quantiles, deviation, truth, observed, labels)),
+            strict=True,
+        )
+    ]
+    measures = {key: torch.cat([values[key] for values, _ in parts]) for key in parts[0][0]}
+    counts = {key: sum(pixels[key] for _, pixels in parts) for key in parts[0][1]}
+    is_open = counts["open"]
+    pooled = {"open_share": is_open / counts["missing"]}
+    for name in INTERVALS:
+        pooled[f"open_coverage_{name}"] = counts[f"open_{name}"] / is_open if is_open else 1.0
+    return means(measures) | pooled
+
+
+def _measures(
+    samples: Tensor,
+    quantiles: Tensor,
+    deviation: Tensor,
+    truth: Tensor,
+    observed: Tensor,
+    labels: Tensor,
+    *,
+    classifier: torch.nn.Module,
+) -> tuple[dict[str, Tensor], dict[str, int]]:
+    """Measures (n,) of some images, and counts of their pixels, for `score`."""
     missing = observed.isnan()
     is_open = missing & (deviation > OPEN)
+    counts = {"missing": int(missing.sum()), "open": int(is_open.sum())}
     grey = (truth * 255).round()
     measures: dict[str, Tensor] = {}
-    pooled = {"open_share": _share(is_open, missing)}
     for name, (low, high) in INTERVALS.items():
         inside = (quantiles[:, low] <= grey) & (grey <= quantiles[:, high])
         measures[f"coverage_{name}"] = _mean(inside.double(), missing)
-        pooled[f"open_coverage_{name}"] = _share(inside & is_open, is_open)
+        counts[f"open_{name}"] = int((inside & is_open).sum())
     drawn = completions(samples, observed)  # (n, K, 28, 28)
     errors = torch.stack([quality.mse(s, truth, where=missing) for s in drawn.unbind(1)])
     read = read_digits(drawn, classifier)
@@ -86,18 +113,12 @@ def score(
         "sample_agreement": (read == labels.unsqueeze(1)).double().mean(dim=1),
         "label_entropy": entropy(read),
     }
-    return means(measures) | pooled
+    return measures, counts
 
 
 def _mean(values: Tensor, where: Tensor) -> Tensor:
     """Mean of each image (n,) over the pixels marked."""
     return (values * where).sum(dim=(1, 2)) / where.sum(dim=(1, 2))
-
-
-def _share(part: Tensor, whole: Tensor) -> float:
-    """Share of all images' marked pixels; 1 where there is none."""
-    count = int(whole.sum())
-    return float(part.sum() / count) if count else 1.0
 
 
 def completions(samples: Tensor, observed: Tensor) -> Tensor:
