@@ -19,7 +19,7 @@ from stages.download import temporary_folder
 from stages.mend import LOCK, mend, parsed
 
 pytestmark = pytest.mark.xdist_group("faults")
-KILLS = range(50 if FULL else 2)
+KILLS = range(50 if FULL else 1)
 REAL_KILLS = range(5 if FULL else 0)
 
 

@@ -30,7 +30,7 @@ def without_store(finished: Path, folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("seed", range(20 if FULL else 2))
+@pytest.mark.parametrize("seed", range(20 if FULL else 1))
 def test_a_killed_publisher(
     seed: int, zygote: Zygote, undisturbed: tuple[Path, float], tmp_path: Path
 ) -> None:
