@@ -25,14 +25,15 @@ RUN = "imputation-denoising_score"
 CANDIDATES: list[dict[str, Any]] = [
     {},
     {"levels": 6},
-    {"levels": 24},
-    {"highest_noise": 2.0},
-    {"highest_noise": 5.0},
-    {"lowest_noise": 0.05},
-    {"lowest_noise": 0.2},
+    {"levels": 10},
+    {"levels": 16},
+    {"highest_noise": 1.5},
+    {"highest_noise": 3.0},
+    {"lowest_noise": 0.1},
+    {"lowest_noise": 0.3},
     {"penalty": 0.0003},
     {"penalty": 0.003},
-    {"samples": 8},
+    {"samples": 12},
     {"samples": 40},
 ]
 
@@ -115,10 +116,10 @@ def main() -> None:
                 callback=lambda *_: None,
             )
         seconds = time.process_time() - started
-        for name, share in (("`combined`", 0.0), ("30 % of it", 0.3), ("half of it", 0.5)):
+        for share in (0.0, 0.3, 0.5, 0.7):
             mixed = {m: torch.lerp(theirs[m], estimates[m], share) for m in given.masks}
             cells = [cell(mixed[m], images, observed[m], linear=linear[m]) for m in given.masks]
-            line(name if not share else f"`combined` with {name}", cells, seconds)
+            line(f"`combined`, {100 * share:.0f} % replaced by it", cells, seconds)
 
 
 if __name__ == "__main__":

@@ -81,7 +81,7 @@ class Network(nn.Module):
     ) -> None:
         super().__init__()
         self.axes, self.width = axes, width
-        self.half = precision == "bfloat16"
+        self.reduced = precision == "bfloat16"
         # Set by the training, with the noise levels of its loss.
         self.noise_median, self.noise_spread = 1.0, 1.0
         self.first = nn.Linear(axes, width)
@@ -126,7 +126,7 @@ class Network(nn.Module):
         linear = noisy * share
         signal = (variances * share)[:, : self.axes].mean(dim=1, keepdim=True)
         inputs = linear[:, : self.axes] * signal.rsqrt()
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.half):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.reduced):
             corrections = self._corrections(inputs, noise.log())
         deviations = noise * share[:, : self.axes].sqrt()
         linear[:, : self.axes] += corrections.to(linear.dtype) * deviations

@@ -15,7 +15,7 @@ from stages.methods.imputation import posterior
 from stages.params import Seed
 
 BATCH = 50  # images at once: (50, k, k) systems of k known pixels, and (samples, 50, 784) values
-
+NEGLIGIBLE = 1e-12  # squared pixel units, of a covariance
 
 Product = Callable[[Tensor], Tensor]  # a covariance times (S, b, 784) values
 
@@ -159,7 +159,9 @@ class _Stage:
 
     @classmethod
     def of(cls, network: Denoiser, variances: Tensor) -> "_Stage":
-        return cls(variances, (network.basis * variances) @ network.basis.T)
+        covariance = (network.basis * variances) @ network.basis.T
+        # Their products would be denormal numbers, with which a factor takes four times as long.
+        return cls(variances, torch.where(covariance.abs() < NEGLIGIBLE, 0.0, covariance))
 
 
 @dataclass
