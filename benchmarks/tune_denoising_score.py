@@ -62,7 +62,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--images", type=int, default=150, help="of the validation set, the first")
     parser.add_argument("--masks", nargs="+", default=MASKS, choices=MASKS)
-    parser.add_argument("--keys", nargs="+", help="only candidates that change one of these")
+    parser.add_argument(
+        "--keys", nargs="*", help="only candidates that change one of these, if any"
+    )
     parser.add_argument("--combined", action="store_true", help="and the average with `combined`")
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -87,7 +89,7 @@ def main() -> None:
 
     estimates: dict[str, Tensor] = {}  # of the first candidate, the settings of params.yaml
     for change in CANDIDATES:
-        if change and given.keys and not set(given.keys) & set(change):
+        if change and given.keys is not None and not set(given.keys) & set(change):
             continue
         started, cells = time.process_time(), []
         for mask in given.masks:
