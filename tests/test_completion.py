@@ -445,11 +445,11 @@ def test_reverse_diffusion_with_the_exact_score_draws_from_the_exact_conditional
         (group,) = (g for g in denoising_score._groups(~observed[:1].flatten(1).isnan()))
         known = denoising_score._Known.of(exact, observed[:1], group[1], penalty=1e-9)
         noises = [0.3, 0.1][: min(levels, 2)]
-        stages = [denoising_score._Stage.of(exact, exact.variances)] + [
-            denoising_score._Stage.of(exact, exact.error_variances(noise)) for noise in noises
+        gaussians = [denoising_score._Gaussian.of(exact, exact.variances)] + [
+            denoising_score._Gaussian.of(exact, exact.error_variances(noise)) for noise in noises
         ]
         _, images = denoising_score._diffused(
-            exact, known, stages, noises, samples=samples, generator=generator
+            exact, known, gaussians, noises, samples=samples, generator=generator
         )
         missing = observed[0].flatten().isnan().nonzero().flatten()[:8]
         measured = images[:, 0, missing].T.cov()
@@ -543,7 +543,7 @@ def test_reverse_diffusion_beats_ridge_and_repeats_itself(
     assert (got["quantiles"].int().diff(dim=1) >= 0).all()
     moments: Any = SimpleNamespace(
         mean=denoising.mean_image.double().flatten(),
-        covariance=denoising_score._Stage.of(denoising, denoising.variances).covariance.double(),
+        covariance=denoising_score._Gaussian.of(denoising, denoising.variances).covariance.double(),
     )
     linear = ridge.reconstruct(moments, observed, penalty=0.01, callback=silent)
     missing = observed.isnan()

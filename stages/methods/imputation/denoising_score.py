@@ -106,13 +106,13 @@ def reconstruct(
         )
     generator = torch.Generator().manual_seed(seed)
     steps = torch.linspace(math.log(highest_noise), math.log(lowest_noise), levels).exp().tolist()
-    stages = [_Stage.of(network, network.variances)]
-    stages += [_Stage.of(network, network.error_variances(noise)) for noise in steps]
+    gaussians = [_Gaussian.of(network, network.variances)]
+    gaussians += [_Gaussian.of(network, network.error_variances(noise)) for noise in steps]
     answers, order = [], []
     for rows, pixels in _groups(~observed.flatten(1).isnan()):
         known = _Known.of(network, observed[rows], pixels, penalty=penalty)
         estimate, drawn = _diffused(
-            network, known, stages, steps, samples=samples, generator=generator
+            network, known, gaussians, steps, samples=samples, generator=generator
         )
         answers.append(
             {
@@ -151,14 +151,14 @@ def _groups(known: Tensor) -> list[tuple[Tensor, Tensor]]:
 
 
 @dataclass
-class _Stage:
+class _Gaussian:
     """A Gaussian in the coordinates: its variances (784,), and its covariance of pixels."""
 
     variances: Tensor
     covariance: Tensor
 
     @classmethod
-    def of(cls, network: Denoiser, variances: Tensor) -> "_Stage":
+    def of(cls, network: Denoiser, variances: Tensor) -> "_Gaussian":
         covariance = (network.basis * variances) @ network.basis.T
         # Their products would be denormal numbers, with which a factor takes four times as long.
         return cls(variances, torch.where(covariance.abs() < NEGLIGIBLE, 0.0, covariance))
@@ -191,14 +191,14 @@ class _Known:
         return cls(centred.gather(1, each), pixels, penalty, network.basis)
 
     def corrections(
-        self, coordinates: Tensor, stage: _Stage, product: Product, *, blur: Tensor | float
+        self, coordinates: Tensor, gaussian: _Gaussian, product: Product, *, blur: Tensor | float
     ) -> Tensor:
         """What the known pixels, with `blur` on them, change in coordinates (S, b, 784).
 
         That is P Bᵀ_k (C_kk + λ I)⁻¹ (y − blur − B_k z), with the basis B and P as `product`.
         """
         samples, images = coordinates.shape[:2]
-        covariance = stage.covariance[self.pixels.unsqueeze(2), self.pixels.unsqueeze(1)]
+        covariance = gaussian.covariance[self.pixels.unsqueeze(2), self.pixels.unsqueeze(1)]
         covariance.diagonal(dim1=1, dim2=2).add_(self.penalty)
         factors = torch.linalg.cholesky(covariance)  # (b, k, k) or (1, k, k)
         each = self.pixels.expand(images, -1).expand(samples, -1, -1)
@@ -214,16 +214,16 @@ class _Known:
         return product(weights @ self.basis)
 
     def draw(
-        self, means: Tensor, stage: _Stage, product: Product, generator: torch.Generator
+        self, means: Tensor, gaussian: _Gaussian, product: Product, generator: torch.Generator
     ) -> Tensor:
         """Coordinates (S, b, 784) from Gaussians around `means`, given the known pixels.
 
         Matheron's rule: a draw of the Gaussian, corrected by what the known pixels with a draw of
         their own noise say of it.
         """
-        drawn = means + stage.variances.sqrt() * _normal(means.shape, means, generator)
+        drawn = means + gaussian.variances.sqrt() * _normal(means.shape, means, generator)
         blur = self.penalty**0.5 * _normal((len(means), *self.values.shape), means, generator)
-        return drawn + self.corrections(drawn, stage, product, blur=blur)
+        return drawn + self.corrections(drawn, gaussian, product, blur=blur)
 
 
 def _normal(shape: Sequence[int], like: Tensor, generator: torch.Generator) -> Tensor:
@@ -239,7 +239,7 @@ def _normal(shape: Sequence[int], like: Tensor, generator: torch.Generator) -> T
 def _diffused(
     network: Denoiser,
     known: _Known,
-    stages: list[_Stage],
+    gaussians: list[_Gaussian],
     steps: list[float],
     *,
     samples: int,
@@ -248,18 +248,18 @@ def _diffused(
     """E[x₀ | x, y] at the last noise level, and draws of x₀, both (S, b, 784) pixels."""
     size = (samples, len(known.values), len(known.basis))
     start = torch.zeros(size, dtype=known.values.dtype)
-    first = stages[0].variances
-    drawn = known.draw(start, stages[0], lambda values: values * first, generator)
+    first = gaussians[0].variances
+    drawn = known.draw(start, gaussians[0], lambda values: values * first, generator)
     noisy = drawn + steps[0] * _normal(size, drawn, generator)
-    for i, (noise, stage) in enumerate(zip(steps, stages[1:], strict=True)):
+    for i, (noise, gaussian) in enumerate(zip(steps, gaussians[1:], strict=True)):
         means, product = _denoised(network, noisy, noise)
-        drawn = known.draw(means, stage, product, generator)
+        drawn = known.draw(means, gaussian, product, generator)
         if i + 1 < len(steps):
             share = (steps[i + 1] / noise) ** 2
             noisy = torch.lerp(drawn, noisy, share)
             spread = steps[i + 1] * (1 - share) ** 0.5
             noisy += spread * _normal(size, noisy, generator)
-    means += known.corrections(means, stages[-1], product, blur=0.0)
+    means += known.corrections(means, gaussians[-1], product, blur=0.0)
     mean_image = network.mean_image.flatten()
     estimate, images = (mean_image + values @ known.basis.T for values in (means, drawn))
     return estimate, images
