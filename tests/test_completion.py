@@ -10,7 +10,7 @@ from scipy.spatial.distance import cdist
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from stages import report, uncertainty
+from stages import report, shards, uncertainty
 from stages.command import Refusal
 from stages.masks import missing_pixels
 from stages.methods.imputation import (
@@ -18,6 +18,7 @@ from stages.methods.imputation import (
     backpropagation_prior,
     biharmonic,
     combined,
+    denoising_score,
     knn,
     latent_search,
     masked,
@@ -25,9 +26,9 @@ from stages.methods.imputation import (
     posterior,
     ridge,
 )
-from stages.networks import gallery, prior
+from stages.networks import denoiser, gallery, prior
 from stages.networks import masked as masked_network
-from stages.params import EveryNthRow, Mask, RandomPixels, Rectangle
+from stages.params import GIVEN, EveryNthRow, Mask, RandomPixels, Rectangle, bind
 from stages.quality import mse
 
 BOTTOM = Rectangle(kind="rectangle", rows=[14, 27], columns=[0, 27])
@@ -378,6 +379,243 @@ def test_the_residual_is_drawn_from_its_exact_conditional() -> None:
     estimate, deviation = (got[key].flatten().double() for key in ("estimate", "deviation"))
     torch.testing.assert_close(estimate[inside], mean[inside], rtol=0, atol=1e-4)
     torch.testing.assert_close(deviation[inside], exact[inside], rtol=0.1, atol=1e-3)
+
+
+class Exact:
+    """The denoiser of Gaussian images, float64: E[x₀ | x] = V (V + σ²)⁻¹ x in the coordinates."""
+
+    def __init__(self, *, variances: Tensor) -> None:
+        generator = torch.Generator().manual_seed(0)
+        square = torch.randn(784, 784, dtype=torch.float64, generator=generator)
+        self.basis = torch.linalg.qr(square).Q
+        self.variances = variances
+        self.mean_image = torch.full((28, 28), 0.5, dtype=torch.float64)
+
+    def denoise(self, noisy: Tensor, noise: Tensor) -> Tensor:
+        return noisy * self.variances / (self.variances + noise.square())
+
+    def error_variances(self, noise: float) -> Tensor:
+        return self.variances * noise**2 / (self.variances + noise**2)
+
+
+@pytest.fixture(scope="module")
+def exact() -> Exact:
+    return Exact(variances=0.02 / torch.arange(1, 785, dtype=torch.float64).sqrt())
+
+
+DIFFUSION: dict[str, Any] = {
+    "highest_noise": 0.3,
+    "lowest_noise": 0.05,
+    "penalty": 1e-9,
+    "completions": 2,
+    "seed": 0,
+}
+
+
+def gaussian_given(exact: Exact, observed: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean (784,) and covariance (784, 784) of an image (28, 28) given its known pixels."""
+    covariance = (exact.basis * exact.variances) @ exact.basis.T
+    seen = ~observed.flatten().isnan()
+    gain = torch.linalg.solve(covariance[seen][:, seen], covariance[seen]).T
+    mean = 0.5 + gain @ (observed.flatten()[seen] - 0.5)
+    return mean, covariance - gain @ covariance[seen]
+
+
+@pytest.mark.parametrize("levels", [1, 4])
+def test_reverse_diffusion_with_the_exact_score_draws_from_the_exact_conditional(
+    exact: Exact, levels: int
+) -> None:
+    """Of Gaussian images: mean, standard deviation and covariance, whatever the noise levels."""
+    generator = torch.Generator().manual_seed(1)
+    drawn = exact.variances.sqrt() * torch.randn(2, 784, dtype=torch.float64, generator=generator)
+    truth = (0.5 + drawn @ exact.basis.T).unflatten(1, (28, 28))
+    samples = 1000
+    settings = {**DIFFUSION, "levels": levels, "samples": samples, "completions": 100}
+    for pattern in (BOTTOM, RANDOM):
+        observed = hide(truth, pattern)
+        got = denoising_score.reconstruct(exact, observed, **settings, callback=silent)
+        for i, given in enumerate(observed):
+            mean, covariance = gaussian_given(exact, given)
+            # Antithetic samples: the mean has no error but what clipping and λ leave.
+            torch.testing.assert_close(got["estimate"][i].flatten(), mean, rtol=0, atol=1e-4)
+            deviation = got["deviation"][i].double().flatten()
+            torch.testing.assert_close(
+                deviation, covariance.diagonal().clamp(min=0).sqrt(), rtol=0.1, atol=1e-3
+            )
+        (group,) = (g for g in denoising_score._groups(~observed[:1].flatten(1).isnan()))
+        known = denoising_score._Known.of(exact, observed[:1], group[1], penalty=1e-9)
+        noises = [0.3, 0.1][: min(levels, 2)]
+        gaussians = [denoising_score._Gaussian.of(exact, exact.variances)] + [
+            denoising_score._Gaussian.of(exact, exact.error_variances(noise)) for noise in noises
+        ]
+        _, images = denoising_score._diffused(
+            exact, known, gaussians, noises, samples=samples, generator=generator
+        )
+        missing = observed[0].flatten().isnan().nonzero().flatten()[:8]
+        measured = images[:, 0, missing].T.cov()
+        _, covariance = gaussian_given(exact, observed[0])
+        expected = covariance[missing][:, missing]
+        # The error of a covariance from n draws is about √(2 / n) of the variances.
+        torch.testing.assert_close(
+            measured, expected, rtol=0, atol=5 * (2 / samples) ** 0.5 * expected.max().item()
+        )
+
+
+def test_groups_hold_every_image_once_with_its_own_known_pixels(images: Tensor) -> None:
+    observed = torch.cat([hide(images[:60], BOTTOM), hide(images[60:70], RANDOM)])
+    known = ~observed.flatten(1).isnan()
+    seen = []
+    for rows, pixels in denoising_score._groups(known):
+        assert len(rows) <= denoising_score.BATCH and len(pixels) in (1, len(rows))
+        for row, own in zip(rows, pixels.expand(len(rows), -1), strict=True):
+            assert torch.equal(known[row].nonzero().flatten(), own)
+        seen.append(rows)
+    assert torch.equal(torch.cat(seen).sort().values, torch.arange(70))
+
+
+@pytest.fixture(scope="module")
+def denoising(images: Tensor) -> denoiser.Network:
+    torch.manual_seed(0)
+    network = denoiser.Network(axes=60, width=128, blocks=1, precision="float32")
+    history = network.fit(
+        (images[:1000], torch.zeros(1000)),
+        (images[1000:1050], torch.zeros(50)),
+        lambda entry: None,
+        epochs=40,
+        batch_size=50,
+        learning_rate=0.003,
+        schedule="cosine",
+        noise_median=0.6,
+        noise_spread=1.0,
+        seed=0,
+    )
+    assert history[-1]["validation_relative_error"] < 0.97  # the linear denoiser has about 1
+    return network.eval().requires_grad_(False)
+
+
+def test_an_untrained_denoiser_is_the_best_linear_one(images: Tensor) -> None:
+    network = denoiser.Network(axes=30, width=8, blocks=2, precision="bfloat16")
+    centred = images[:500].double() - images[:500].double().mean(dim=0)
+    covariance = centred.flatten(1).T @ centred.flatten(1) / 500
+    variances, vectors = torch.linalg.eigh(covariance)
+    network.mean_image = images[:500].mean(dim=0)
+    variances = variances.flip(0).clamp(min=0)
+    network.variances, network.basis = variances.float(), vectors.flip(1).float()
+    generator = torch.Generator().manual_seed(0)
+    noisy = images[500:505] + 0.3 * torch.randn(5, 28, 28, generator=generator)
+    got = network.images(network.denoise(network.coordinates(noisy), torch.full((1, 1), 0.3)))
+    blurred = covariance + 0.09 * torch.eye(784, dtype=torch.float64)
+    wiener = torch.linalg.solve(blurred, covariance)
+    expected = (noisy - network.mean_image).flatten(1).double() @ wiener
+    torch.testing.assert_close(
+        (got - network.mean_image).flatten(1).double(), expected, rtol=0, atol=1e-4
+    )
+    # And its error is what its variances say.
+    linear = variances * 0.09 / (variances + 0.09)
+    got = network.error_variances(0.3).double()
+    torch.testing.assert_close(got, linear, rtol=1e-3, atol=1e-6)
+
+
+def test_the_remaining_error_is_interpolated_between_its_levels() -> None:
+    network = denoiser.Network(axes=3, width=4, blocks=1, precision="float32")
+    network.remaining = torch.linspace(1, 0, denoiser.LEVELS).unsqueeze(1).repeat(1, 784)
+    middle = (denoiser.LOWEST * denoiser.HIGHEST) ** 0.5
+    for noise, share in ((denoiser.LOWEST / 2, 1.0), (middle, 0.5), (2 * denoiser.HIGHEST, 0.0)):
+        expected = torch.full((784,), share * noise**2 / (1 + noise**2))
+        torch.testing.assert_close(network.error_variances(noise), expected, rtol=0, atol=1e-5)
+
+
+def test_reverse_diffusion_beats_ridge_and_repeats_itself(
+    denoising: denoiser.Network, images: Tensor
+) -> None:
+    truth = images[1050:1110]
+    settings = {**DIFFUSION, "highest_noise": 3.0, "penalty": 0.01, "levels": 6, "samples": 16}
+    observed = hide(truth, BOTTOM)
+    got = denoising_score.reconstruct(denoising, observed, **settings, callback=silent)
+    again = denoising_score.reconstruct(denoising, observed, **settings, callback=silent)
+    assert all(torch.equal(got[key], again[key]) for key in got)
+    other = denoising_score.reconstruct(
+        denoising, observed, **{**settings, "seed": 1}, callback=silent
+    )
+    assert not torch.equal(got["samples"], other["samples"])
+    assert got["samples"].shape == (60, 2, 28, 28) and got["samples"].dtype == torch.uint8
+    assert got["quantiles"].shape == (60, 6, 28, 28)
+    assert (got["quantiles"].int().diff(dim=1) >= 0).all()
+    moments: Any = SimpleNamespace(
+        mean=denoising.mean_image.double().flatten(),
+        covariance=denoising_score._Gaussian.of(denoising, denoising.variances).covariance.double(),
+    )
+    linear = ridge.reconstruct(moments, observed, penalty=0.01, callback=silent)
+    missing = observed.isnan()
+    ours, baseline = (mse(x, truth, where=missing).mean() for x in (got["estimate"], linear))
+    assert ours < baseline
+
+
+def test_one_worker_or_two_give_the_same_samples(
+    denoising: denoiser.Network, images: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shards, "SIZE", 6)
+    observed = torch.stack([hide(images[1050:1057], p) for p in (BOTTOM, RANDOM)]).numpy()
+    arguments = {"axes": 60, "width": 128, "blocks": 1, "precision": "float32"}
+    settings = {**DIFFUSION, "penalty": 0.01, "levels": 2, "samples": 4}
+    answers = []
+    for workers, patience in (("1", 1e9), ("2", -1.0)):
+        monkeypatch.setenv("RETRACE_WORKERS", workers)
+        monkeypatch.setattr(shards, "STARTING", patience)
+        merged = shards.run(
+            denoising,
+            observed,
+            method="imputation.denoising_score",
+            header={"architecture": "denoiser", "arguments": arguments},
+            settings=settings,
+            steps=0,
+            label="",
+        )
+        answers.append(merged.answers)
+    assert all(np.array_equal(answers[0][key], answers[1][key]) for key in answers[0])
+    assert not np.array_equal(answers[0]["samples"][0], answers[0]["samples"][7])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"samples": 5}, "settings.samples = 5"),
+        ({"penalty": 0.0}, "settings.penalty = 0.0"),
+        ({"levels": 0}, "settings.levels = 0"),
+        ({"strength": 1.0}, "settings.strength"),
+    ],
+)
+def test_bad_settings_of_reverse_diffusion_are_refused(
+    change: dict[str, Any], message: str
+) -> None:
+    settings = {**DIFFUSION, "levels": 2, "samples": 4, **change}
+    with pytest.raises(Refusal, match=message):
+        bind(denoising_score.reconstruct, settings, where="settings", given=GIVEN)
+
+
+def test_noise_that_rises_is_refused(exact: Exact) -> None:
+    settings = {**DIFFUSION, "highest_noise": 0.01, "levels": 2, "samples": 2}
+    with pytest.raises(Refusal, match=r"lowest_noise = 0.05: allowed is up to highest_noise, 0.01"):
+        denoising_score.reconstruct(
+            exact, torch.full((1, 28, 28), torch.nan), **settings, callback=silent
+        )
+
+
+def test_more_axes_than_images_are_refused(images: Tensor) -> None:
+    network = denoiser.Network(axes=20, width=4, blocks=1, precision="float32")
+    with pytest.raises(Refusal, match=r"arguments.axes = 20: 10 training images"):
+        network.fit(
+            (images[:10], torch.zeros(10)),
+            (images[:10], torch.zeros(10)),
+            lambda entry: None,
+            epochs=1,
+            batch_size=10,
+            learning_rate=0.1,
+            schedule="constant",
+            noise_median=0.6,
+            noise_spread=1.0,
+            seed=0,
+        )
 
 
 def test_darkening_is_monotone_and_leaves_bright_pixels_alone() -> None:

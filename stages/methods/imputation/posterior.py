@@ -213,13 +213,25 @@ def _summary(
         # The mean was counted in the draws: only the linear part of the regression is added.
         linear = {**moments, "mean": torch.zeros_like(network.residual_mean)}
         chosen = chosen + draws + _regressed(lacking, linear, penalty)
-    chosen = chosen.clamp_(0, 1)
+    estimate = mean.clamp(0, 1).unflatten(1, (28, 28))
+    return {"estimate": estimate, **described(chosen.clamp_(0, 1), completions=completions)}
+
+
+def described(drawn: Tensor, *, completions: int) -> dict[str, Tensor]:
+    """``deviation``, ``quantiles`` and ``samples`` as `reconstruct` returns them.
+
+    Parameters
+    ----------
+    drawn : (S, B, 784)
+        Samples in [0, 1], all of one weight; S at least 2.
+    completions : int
+        The first so many are returned.
+    """
     levels = torch.tensor(LEVELS)
     return {
-        "estimate": mean.clamp(0, 1).unflatten(1, (28, 28)),
-        "deviation": chosen.std(dim=0).unflatten(1, (28, 28)).half(),
-        "quantiles": _bytes(torch.stack(list(_quantiles(chosen, levels)), dim=1)),
-        "samples": _bytes(chosen[:completions].transpose(0, 1)),
+        "deviation": drawn.std(dim=0).unflatten(1, (28, 28)).half(),
+        "quantiles": _bytes(torch.stack(list(_quantiles(drawn, levels)), dim=1)),
+        "samples": _bytes(drawn[:completions].transpose(0, 1)),
     }
 
 
