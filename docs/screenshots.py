@@ -25,7 +25,7 @@ PICTURES = Path("docs/pictures")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 COLOURS = 256  # of a picture's palette: small files, and no difference to the eye
 LARGEST = 200_000  # bytes of a picture
-WAIT = 60_000  # milliseconds
+WAIT = 180_000  # milliseconds
 PATIENCE = 120  # seconds until the server answers
 COMPARED = 4  # runs
 
@@ -208,6 +208,7 @@ def main(store: Path) -> None:
         raise Refusal(f"{report} is missing; `make report` makes it")
     with browser() as opened:
         page = opened.new_page(viewport={"width": 1280, "height": 860})
+        page.set_default_timeout(WAIT)  # a page of a hundred charts is long in coming to rest
         page.goto(report.as_uri())
         take(page, "report")
         page.locator("#imputation .gallery").first.evaluate("e => e.scrollIntoView()")
