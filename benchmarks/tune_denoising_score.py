@@ -13,11 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.tune_imputation import MASKS, SEED
-from stages import quality
-from stages.artifacts import checkpoint_path, load_checkpoint, read_split
-from stages.masks import missing_pixels
-from stages.methods.imputation import combined, denoising_score, ridge
+from benchmarks.tune_imputation import MASKS, cell, validation
+from stages.artifacts import checkpoint_path, load_checkpoint
+from stages.methods.imputation import combined, denoising_score
 from stages.params import load
 from stages.uncertainty import INTERVALS, OPEN
 
@@ -36,14 +34,6 @@ CANDIDATES: list[dict[str, Any]] = [
     {"samples": 12},
     {"samples": 40},
 ]
-
-
-def cell(estimate: Tensor, truth: Tensor, observed: Tensor, *, linear: Tensor) -> str:
-    """MSE over missing pixels as a ratio to that of `linear`, and SSIM of the completed images."""
-    missing = observed.isnan()
-    whole = torch.where(missing, estimate, truth)
-    ours, theirs = (quality.mse(x, truth, where=missing).mean() for x in (whole, linear))
-    return f"{ours / theirs:.3f} / {quality.ssim(whole, truth).mean():.3f}"
 
 
 def open_coverage(answer: dict[str, Tensor], truth: Tensor, observed: Tensor) -> str:
@@ -71,15 +61,7 @@ def main() -> None:
     params = load()
     entry = params.runs[RUN]
     denoiser, _ = load_checkpoint(checkpoint_path(entry.network))
-    gaussian, _ = load_checkpoint(checkpoint_path("gaussian"))
-    images = read_split("validation")[0][: given.images]
-    observed, linear = {}, {}
-    for mask in given.masks:
-        hidden = missing_pixels(params.masks.patterns[mask], count=len(images), seed=SEED)
-        observed[mask] = torch.where(torch.from_numpy(hidden), torch.nan, images)
-        linear[mask] = ridge.reconstruct(
-            gaussian, observed[mask], penalty=params.scoring.ridge, callback=lambda *_: None
-        )
+    images, observed, linear = validation(params, masks=given.masks, count=given.images)
     print("| change | " + " | ".join(given.masks) + " | CPU seconds for 1,000 images |")
     print("| --- |" + " ---: |" * (len(given.masks) + 1))
 

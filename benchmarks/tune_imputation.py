@@ -6,15 +6,17 @@ test image is read. What params.yaml holds was chosen from this table.
 
 import argparse
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from stages import quality
 from stages.artifacts import checkpoint_path, load_checkpoint, read_split
 from stages.masks import missing_pixels
 from stages.methods.imputation import combined, ridge
-from stages.params import load
+from stages.params import Params, load
 
 SEED = 100  # of the random masks, which are not those of the test images
 MASKS = ("band", "bottom", "centre", "random_50", "random_90")
@@ -38,6 +40,31 @@ CANDIDATES: list[dict[str, Any]] = [
 ]
 
 
+def validation(
+    params: Params, *, masks: Sequence[str], count: int
+) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+    """The first validation images (n, 28, 28); by mask, what is observed of them, and ridge's
+    estimate."""
+    gaussian, _ = load_checkpoint(checkpoint_path("gaussian"))
+    images = read_split("validation")[0][:count]
+    observed, linear = {}, {}
+    for mask in masks:
+        hidden = missing_pixels(params.masks.patterns[mask], count=len(images), seed=SEED)
+        observed[mask] = torch.where(torch.from_numpy(hidden), torch.nan, images)
+        linear[mask] = ridge.reconstruct(
+            gaussian, observed[mask], penalty=params.scoring.ridge, callback=lambda *_: None
+        )
+    return images, observed, linear
+
+
+def cell(estimate: Tensor, truth: Tensor, observed: Tensor, *, linear: Tensor) -> str:
+    """MSE over missing pixels as a ratio to that of `linear`, and SSIM of the completed images."""
+    missing = observed.isnan()
+    whole = torch.where(missing, estimate, truth)
+    ours, theirs = (quality.mse(x, truth, where=missing).mean() for x in (whole, linear))
+    return f"{ours / theirs:.3f} / {quality.ssim(whole, truth).mean():.3f}"
+
+
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=main.__doc__)
@@ -49,16 +76,7 @@ def main() -> None:
     params = load()
     settings = params.runs["imputation-combined"].settings
     prior, _ = load_checkpoint(checkpoint_path(params.runs["imputation-combined"].network))
-    gaussian, _ = load_checkpoint(checkpoint_path("gaussian"))
-    images = read_split("validation")[0][: given.images]
-    observed, baselines = {}, {}
-    for mask in given.masks:
-        hidden = missing_pixels(params.masks.patterns[mask], count=len(images), seed=SEED)
-        observed[mask] = torch.where(torch.from_numpy(hidden), torch.nan, images)
-        linear = ridge.reconstruct(
-            gaussian, observed[mask], penalty=params.scoring.ridge, callback=lambda *_: None
-        )
-        baselines[mask] = quality.mse(linear, images, where=observed[mask].isnan()).mean()
+    images, observed, linear = validation(params, masks=given.masks, count=given.images)
     print("| change | " + " | ".join(given.masks) + " | CPU seconds |")
     print("| --- |" + " ---: |" * (len(given.masks) + 1))
     for change in CANDIDATES:
@@ -72,10 +90,7 @@ def main() -> None:
                 **{**settings, **change},
                 callback=lambda *_: None,
             )
-            missing = observed[mask].isnan()
-            whole = torch.where(missing, estimate, images)
-            ratio = quality.mse(whole, images, where=missing).mean() / baselines[mask]
-            cells.append(f"{ratio:.3f} / {quality.ssim(whole, images).mean():.3f}")
+            cells.append(cell(estimate, images, observed[mask], linear=linear[mask]))
         shown = ", ".join(f"{key} {value}" for key, value in change.items()) or "none"
         seconds = time.process_time() - started
         print(f"| {shown} | " + " | ".join(cells) + f" | {seconds:.0f} |", flush=True)
