@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from benchmarks.data import read_images
 from benchmarks.timing import alternate, print_table, write_result
-from stages.artifacts import checkpoint_path, load_checkpoint, read_arrays
+from stages.artifacts import OPTIMA, checkpoint_path, load_checkpoint, read_arrays
 from stages.command import Refusal, run
 from stages.methods.decoder_inversion import bounded, gauss_newton
 from stages.methods.decoder_inversion._decoder import decode, problem_of
-from stages.optima import OPTIMA, PENALTIES
+from stages.optima import PENALTIES
 from stages.params import load
 
 IMAGES = 1000

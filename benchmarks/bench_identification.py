@@ -36,6 +36,7 @@ from benchmarks.timing import RESULTS, peak_mebibytes, print_table, write_result
 from stages.artifacts import read_json, written_whole
 from stages.command import INTERRUPTED, Refusal
 from stages.identification import (
+    THRESHOLDS,
     Truth,
     correlations,
     counts_above,
@@ -48,7 +49,6 @@ from stages.methods.training_data import sparse_span
 from stages.networks.margin import Network
 from stages.params import GIVEN, SIDE, Params, bind, load
 from stages.pictures import COLOURS
-from stages.score import THRESHOLDS
 
 NAME = "identification"
 PICTURE = Path("docs/pictures/training_data_drivers.png")

@@ -25,6 +25,8 @@ from stages.command import Refusal
 
 RAW = Path("data/raw")
 DATASET = Path("data/dataset.json")
+CODES = Path("data/codes.npz")  # the truth of decoder_inversion: no method opens it
+OPTIMA = Path("data/optima.npz")
 BASELINES = Path("metrics/baselines.json")
 FORMAT = "retrace-checkpoint-1"
 LARGEST_ARRAYS = 2**33  # bytes of an unpacked .npz; 10,000 images under 11 masks take 2**29

@@ -4,7 +4,7 @@ judge of completed images is."""
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from stages.artifacts import (
     BASELINES,
@@ -18,9 +18,7 @@ from stages.artifacts import (
 from stages.command import run
 from stages.methods.imputation import ridge
 from stages.params import load
-from stages.quality import mse
-
-BATCH = 1000  # images that the classifier sees at once
+from stages.quality import labels_of, mse
 
 
 def pca_curve(images: Tensor, *, mean: Tensor, covariance: Tensor) -> list[float]:
@@ -45,14 +43,6 @@ def pca_curve(images: Tensor, *, mean: Tensor, covariance: Tensor) -> list[float
     return curve
 
 
-@torch.no_grad()
-def accuracy(classifier: nn.Module, images: Tensor, labels: Tensor) -> float:
-    """Share of (n, 28, 28) images that a classifier labels as the (n,) labels say."""
-    batches = zip(images.split(BATCH), labels.split(BATCH), strict=True)
-    right = sum((classifier(x).argmax(dim=1) == y).sum().item() for x, y in batches)
-    return float(right / len(labels))
-
-
 def main() -> None:
     """Write metrics/baselines.json: MSE of PCA by code size, of ridge by mask, and the classifier's
     accuracy on test images."""
@@ -71,7 +61,7 @@ def main() -> None:
     errors = mse(estimate, truth, where=flat.isnan()).unflatten(0, (len(observed), -1)).mean(dim=1)
     content: dict[str, Any] = {
         "dataset": str(arrays["dataset"]),
-        "classifier_accuracy": accuracy(classifier, images, labels),
+        "classifier_accuracy": (labels_of(classifier, images) == labels).double().mean().item(),
         "pca_mse": pca_curve(images, mean=mean, covariance=covariance),
         "ridge_mse": dict(zip(arrays["masks"].tolist(), errors.tolist(), strict=True)),
     }

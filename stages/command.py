@@ -58,5 +58,8 @@ def run(
         print(f"retrace: {message} and run it again", file=sys.stderr)
         sys.exit(REFUSED)
     except KeyboardInterrupt:
-        print("retrace: interrupted; the next `dvc repro` carries on from here", file=sys.stderr)
+        print(
+            "retrace: interrupted; nothing half-written was kept. Run it again",
+            file=sys.stderr,
+        )
         sys.exit(INTERRUPTED)

@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from stages.command import Refusal
@@ -23,6 +22,7 @@ SMALLEST_NORM = 1e-12  # of a centred image: one without any contrast correlates
 COLOUR_TOLERANCE = 0.02  # of a mean colour in [0, 1]: five steps of 255
 UNMATCHED = -1
 OTHER_DRAW = 1000  # how far the offset of held-out coloured images lies behind that of the others
+THRESHOLDS = ("0.90", "0.95", "0.99")  # of the correlation: keys of the matches in a metrics file
 CHOICE = ("examples", "labels", "per_class", "offset", "seed")
 
 
@@ -142,6 +142,8 @@ def match(similarity: Tensor) -> Matching:
     similarity : (K, n)
         Finite; min(K, n) pairs are made.
     """
+    from scipy.optimize import linear_sum_assignment  # here: it takes 0.4 s
+
     images = similarity.shape[1]
     candidates = torch.full((images,), UNMATCHED)
     values = torch.full((images,), -torch.inf, dtype=torch.float64)

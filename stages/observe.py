@@ -1,12 +1,12 @@
 """Make the observations of the problems whose observation is not a masked image."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from stages.artifacts import (
+    CODES,
     checkpoint_path,
     dataset_of,
     load_checkpoint,
@@ -19,7 +19,6 @@ from stages.command import Refusal, run
 from stages.params import load
 
 STARTS = 1000  # test images that an input may start from
-CODES = Path("data/codes.npz")  # the truth of decoder_inversion: only the stage score opens it
 DRAW = 20  # sets the draw of the codes apart from the starts that a method draws with the same seed
 PUBLIC = 2000  # public images for the attacks that may use some, and for the controls
 

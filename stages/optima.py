@@ -3,12 +3,11 @@
 Solved means within 1 % of these; a run cannot be the measure of itself.
 """
 
-from pathlib import Path
-
 import numpy as np
 import torch
 
 from stages.artifacts import (
+    OPTIMA,
     checkpoint_path,
     load_checkpoint,
     observed_path,
@@ -20,7 +19,6 @@ from stages.methods.decoder_inversion._decoder import problem_of
 from stages.methods.decoder_inversion.gauss_newton import levenberg_marquardt, starting_codes
 from stages.params import load
 
-OPTIMA = Path("data/optima.npz")
 NETWORK = "vae"
 PENALTIES = (0.0, 0.002)  # λ that runs use; of another, nothing is known
 SHARE = 0.05  # of the images

@@ -3,12 +3,13 @@
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 GAUSSIAN_SIGMA = 1.5  # pixels
 GAUSSIAN_RADIUS = 5  # pixels; scikit-image truncates its filter at 3.5 standard deviations
 K1, K2 = 0.01, 0.03
 CHUNK = 256  # images whose windows are taken together: their arrays stay in the cache
+BATCH = 1000  # images that a classifier sees at once
 
 
 def mse(estimate: Tensor, truth: Tensor, where: Tensor | None = None) -> Tensor:
@@ -116,3 +117,9 @@ def bootstrap(
     means = counts.astype(np.float64) @ values / n
     low, high = np.quantile(means, [0.025, 0.975], axis=0)
     return low, high
+
+
+@torch.no_grad()
+def labels_of(classifier: nn.Module, images: Tensor) -> Tensor:
+    """The classifier's labels (n,) of (n, 28, 28) images."""
+    return torch.cat([classifier(batch).argmax(dim=1) for batch in images.split(BATCH)])

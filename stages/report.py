@@ -27,6 +27,7 @@ from stages.artifacts import (
     written_whole,
 )
 from stages.command import run
+from stages.identification import THRESHOLDS
 from stages.params import Params, load
 from stages.pictures import COLOURS, completed, scale_of, sheet, split_rows, stacked
 
@@ -37,7 +38,6 @@ FOLDER = Path("metrics/report")
 TABLE = FOLDER / "table.md"
 COLUMNS = 10  # images in a picture
 PAIRS = 30  # candidates and training images in a picture
-THRESHOLDS = ("0.90", "0.95", "0.99")  # keys of the matches in a metrics file
 Scores = dict[str, Any]
 
 

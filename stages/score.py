@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,8 @@ from torch import Tensor
 from stages import decoder_inversion, identification, network_inversion, quality, uncertainty
 from stages.artifacts import (
     BASELINES,
+    CODES,
+    OPTIMA,
     checkpoint_path,
     headline_path,
     history_path,
@@ -29,9 +30,6 @@ from stages.artifacts import (
 from stages.command import Refusal, run
 from stages.params import Params, load
 
-CLASSIFIER_BATCH = 1000
-THRESHOLDS = ("0.90", "0.95", "0.99")  # of the correlation with a training image
-CODES, OPTIMA = Path("data/codes.npz"), Path("data/optima.npz")  # of decoder_inversion
 RANKS = (50, 100, 150)  # how many candidates, by the attack's own ranking, precision looks at
 
 Means = Callable[[dict[str, Tensor]], dict[str, float]]
@@ -97,13 +95,6 @@ def score_autoencoding(
     return {**scores, "code_size": code_size, "mse_over_pca": scores["mse"] / pca, "pca_mse": pca}
 
 
-@torch.no_grad()
-def labels_of(classifier: torch.nn.Module, images: Tensor) -> Tensor:
-    """The classifier's labels (n,) of (n, 28, 28) images."""
-    batches = images.split(CLASSIFIER_BATCH)
-    return torch.cat([classifier(batch).argmax(dim=1) for batch in batches])
-
-
 def score_imputation(
     estimate: Tensor,
     truth: Tensor,
@@ -141,7 +132,7 @@ def score_imputation(
         "mse": quality.mse(completed, truth, where=missing),
         "ssim": quality.ssim(completed, truth),
         "known_residual": quality.mse(estimate, truth, where=~missing),
-        "agreement": (labels_of(classifier, completed) == truth_labels).double(),
+        "agreement": (quality.labels_of(classifier, completed) == truth_labels).double(),
     }
     scores = with_psnr(means(measures))
     return {**scores, "mse_over_ridge": scores["mse"] / ridge_mse}
@@ -151,17 +142,17 @@ def score_training_data(estimate: Tensor, truth: identification.Truth, *, means:
     """How many training images the candidates give away, beside as many held-out images.
 
     ``matched`` counts training images, matched one to one with a candidate, whose normalised
-    cross-correlation (NCC) lies above each of `THRESHOLDS`, mean image subtracted; ``null_matched``
-    held-out images and the same candidates; ``_raw`` without the mean image's subtraction.
-    ``threshold`` is where at most 1 % of the held-out images are matched; ``identified`` and
-    ``null_identified`` count above it, with a bootstrap interval over training images.
-    ``precision_at`` is the share of the first candidates that are above it for some training image,
-    ``distinct_at`` the number of those images; ranks beyond the last candidate are left out.
-    ``median_mse`` and, of 28 x 28 images, ``median_ssim`` are of the identified ones, left out
-    where there is none. ``most_reused`` is the number of training images that one candidate
-    resembles best. Of coloured images also ``colour_error``, the largest, ``colours_recovered``,
-    how many are within 0.02, and ``colour_precision``, the share of the candidates within 0.02 of
-    an image's colour.
+    cross-correlation (NCC) lies above each of `identification.THRESHOLDS`, mean image subtracted;
+    ``null_matched`` held-out images and the same candidates; ``_raw`` without the mean image's
+    subtraction. ``threshold`` is where at most 1 % of the held-out images are matched;
+    ``identified`` and ``null_identified`` count above it, with a bootstrap interval over training
+    images. ``precision_at`` is the share of the first candidates that are above it for some
+    training image, ``distinct_at`` the number of those images; ranks beyond the last candidate are
+    left out. ``median_mse`` and, of 28 x 28 images, ``median_ssim`` are of the identified ones,
+    left out where there is none. ``most_reused`` is the number of training images that one
+    candidate resembles best. Of coloured images also ``colour_error``, the largest,
+    ``colours_recovered``, how many are within 0.02, and ``colour_precision``, the share of the
+    candidates within 0.02 of an image's colour.
 
     Parameters
     ----------
@@ -183,10 +174,10 @@ def score_training_data(estimate: Tensor, truth: identification.Truth, *, means:
         similarity = identification.correlations(candidates, images, mean=mean)
         null = identification.correlations(candidates, truth.held_out, mean=mean)
         matching, null_values = identification.match(similarity), identification.match(null).values
-        bars = [float(threshold) for threshold in THRESHOLDS]
+        bars = [float(threshold) for threshold in identification.THRESHOLDS]
         for key, values in (("matched", matching.values), ("null_matched", null_values)):
             counts = identification.counts_above(values, bars)
-            scores[f"{key}{suffix}"] = dict(zip(THRESHOLDS, counts, strict=True))
+            scores[f"{key}{suffix}"] = dict(zip(identification.THRESHOLDS, counts, strict=True))
         return similarity, matching, null_values
 
     compared(None, "_raw")
@@ -276,7 +267,7 @@ def of_imputation(name: str, arrays: Arrays, params: Params, means: Means) -> tu
     truth = truth[: estimate.shape[1]]
     baselines = read_json(BASELINES)
     classifier, _ = load_checkpoint(checkpoint_path("classifier"))
-    truth_labels = labels_of(classifier, truth)
+    truth_labels = quality.labels_of(classifier, truth)
     masks = {
         mask: score_imputation(
             estimate[i],

@@ -21,7 +21,7 @@ OPEN = 0.05  # pixel units: where the deviation is above, the known pixels leave
 SHOWN = 10  # images in a picture
 SAMPLES_SHOWN = 6
 DIGITS = 10
-CHUNK = 1000  # images that are scored, and that the classifier sees, at once
+CHUNK = 1000  # images that are scored at once
 
 Means = Callable[[dict[str, Tensor]], dict[str, float]]
 
@@ -137,12 +137,9 @@ def crps(samples: Tensor, truth: Tensor) -> Tensor:
     return (ordered - truth.unsqueeze(1)).abs().mean(dim=1) - spread
 
 
-@torch.no_grad()
 def read_digits(images: Tensor, classifier: torch.nn.Module) -> Tensor:
     """The classifier's labels (n, K) of (n, K, 28, 28) images."""
-    batches = images.flatten(0, 1).split(CHUNK)
-    labels = torch.cat([classifier(batch).argmax(dim=1) for batch in batches])
-    return labels.unflatten(0, images.shape[:2])
+    return quality.labels_of(classifier, images.flatten(0, 1)).unflatten(0, images.shape[:2])
 
 
 def entropy(labels: Tensor) -> Tensor:

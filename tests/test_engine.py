@@ -338,4 +338,4 @@ def test_no_worker_outlives_its_parent(name: str, tmp_path: Path) -> None:
         time.sleep(0.05)
     if name == "SIGINT":
         assert process.returncode == 130
-        assert said == "retrace: interrupted; the next `dvc repro` carries on from here\n"
+        assert said == "retrace: interrupted; nothing half-written was kept. Run it again\n"

@@ -1,13 +1,12 @@
 """Decoder inversion: codes of a decoder's own outputs, and of images that no code produced."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from stages import decoder_inversion
-from stages.artifacts import checkpoint_path, load_checkpoint, observed_path, read_arrays
+from stages.artifacts import CODES, checkpoint_path, load_checkpoint, observed_path, read_arrays
 from stages.command import Refusal
 from stages.decoder_inversion import OFF_RANGE, ROUNDING
 from stages.sections import charts, strips
@@ -42,7 +41,6 @@ LEAD = (
 )
 PRECISIONS = dict(zip(ROUNDING, ("float64", "float32", "8 bits"), strict=True))
 EXACT = next(iter(ROUNDING))
-CODES = Path("data/codes.npz")
 WATCHED = 2  # images along iterations
 
 

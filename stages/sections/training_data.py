@@ -9,8 +9,9 @@ import torch
 from stages import identification
 from stages.artifacts import checkpoint_path, load_checkpoint, read_split
 from stages.command import Refusal
+from stages.identification import THRESHOLDS
 from stages.networks.margin import Network as Margin
-from stages.report import THRESHOLDS, threshold_curve
+from stages.report import threshold_curve
 from stages.sections import charts, strips
 from stages.sections.model import (
     EACH,
