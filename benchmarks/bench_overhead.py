@@ -8,7 +8,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
@@ -63,17 +62,26 @@ def prepare(folder: Path) -> dict[str, str]:
     return environment
 
 
-def stage_seconds(lines: Iterator[str]) -> dict[str, list[float]]:
-    """Wall seconds from each stage's first line to the next stage's, by kind of stage."""
-    seconds: dict[str, list[float]] = defaultdict(list)
-    kind, since = BEFORE, time.perf_counter()
+def stage_seconds(lines: Iterator[str]) -> list[tuple[str, float]]:
+    """Each stage in its order, and the wall seconds from its first line to the next stage's."""
+    seconds = []
+    name, since = BEFORE, time.perf_counter()
     for line in lines:
         if line.startswith(RUNNING):
             now = time.perf_counter()
-            seconds[kind].append(now - since)
-            kind, since = line.removeprefix(RUNNING).split("'")[0].split("@")[0], now
-    seconds[kind].append(time.perf_counter() - since)
-    return dict(seconds)
+            seconds.append((name, now - since))
+            name, since = line.removeprefix(RUNNING).split("'")[0], now
+    return [*seconds, (name, time.perf_counter() - since)]
+
+
+def by_kind(stages: list[tuple[str, float]]) -> dict[str, dict[str, float]]:
+    """Number and seconds of the stages of each kind: ``score`` for all ``score@<run>``."""
+    kinds: dict[str, dict[str, float]] = {}
+    for name, seconds in stages:
+        kind = kinds.setdefault(name.split("@")[0], {"runs": 0, "seconds": 0.0})
+        kind["runs"] += 1
+        kind["seconds"] += seconds
+    return kinds
 
 
 def kept(lines: Iterable[str], output: list[str]) -> Iterator[str]:
@@ -83,7 +91,9 @@ def kept(lines: Iterable[str], output: list[str]) -> Iterator[str]:
         yield line
 
 
-def repro(folder: Path, environment: dict[str, str], *, log: Path | None) -> dict[str, list[float]]:
+def repro(
+    folder: Path, environment: dict[str, str], *, log: Path | None
+) -> list[tuple[str, float]]:
     """Run the whole pipeline and time its stages; write what it prints to `log`."""
     if log:
         log.touch()  # a folder that is not there should be known now, not in two minutes
@@ -111,19 +121,6 @@ def working_seconds(folder: Path) -> float:
     return sum(float(json.loads(file.read_text(encoding="utf-8"))["seconds"]) for file in files)
 
 
-def estimate(outside: float) -> dict[str, float] | None:
-    """Share outside of the work in this repository's own run, if there is one: its stages at
-    `outside` seconds each, and the seconds of training and reconstruction that its files name.
-
-    An estimate: MNIST's larger files take longer to read and write than those of the digits.
-    """
-    if not Path("dvc.lock").exists() or not (work := working_seconds(Path())):
-        return None
-    stages = len(yaml.safe_load(Path("dvc.lock").read_text(encoding="utf-8"))["stages"])
-    share = stages * outside / (stages * outside + work)
-    return {"share_outside": share, "stages": stages, "working_seconds": work}
-
-
 def measure(folder: Path, *, log: Path | None) -> dict[str, Any]:
     """Time a fresh run, then no-op commands and bare imports in the finished workspace."""
     environment = prepare(folder)
@@ -140,16 +137,15 @@ def measure(folder: Path, *, log: Path | None) -> dict[str, Any]:
     noop = alternate(
         {name: partial(call, words) for name, words in commands.items()}, rounds=ROUNDS
     )
-    wall = sum(sum(values) for values in stages.values())
+    wall = sum(seconds for _, seconds in stages)
     work = working_seconds(folder)
-    runs = sum(len(values) for kind, values in stages.items() if kind != BEFORE)
+    runs = len(stages) - 1  # but for what comes before the first
     return {
         "noop_seconds": noop,
-        "own_run_estimated": estimate((wall - work) / runs),
         "ratio": noop["dvc repro"] / noop["dvc status"],
         "share_outside": 1 - work / wall,
         "stage_runs": runs,
-        "stages": {k: {"runs": len(v), "seconds": sum(v)} for k, v in stages.items()},
+        "stages": by_kind(stages),
         # Every stage but the last imports about what training imports.
         "start_up_seconds": runs * noop["stages.train --help"],
         "wall_seconds": wall,
@@ -192,11 +188,6 @@ def main(log: Path | None) -> None:
             ),
         ],
     )
-    if own := result["own_run_estimated"]:
-        print(
-            f"this repository's own run: {own['working_seconds']:.0f} s of training and "
-            f"reconstruction in {own['stages']} stages, so about {own['share_outside']:.0%} outside"
-        )
     sizes = {"images": IMAGES}
     write_result("overhead", {"dataset": "digits", "rounds": ROUNDS, "sizes": sizes, **result})
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from benchmarks.profile_pipeline import LONGEST
 from benchmarks.timing import RESULTS
 from stages.artifacts import read_json, written_whole
 
@@ -116,6 +117,26 @@ def growth(result: Result) -> Iterator[str]:
         yield f"| {what} | {columns[0]} | {columns[1]} | {seconds} | {columns[2]} | {memory} |"
 
 
+def profile(result: Result) -> Iterator[str]:
+    """Lines of the tables of where a whole run's time goes."""
+    wall, work = result["wall_seconds"], result["working_seconds"]
+    yield (
+        f"The whole pipeline from an empty cache takes {wall / 60:.0f} minutes, "
+        f"{1 - work / wall:.0%} of which is neither training nor reconstruction "
+        "(`python -m benchmarks.profile_pipeline FOLDER`). By kind of stage, and the longest:"
+    )
+    yield ""
+    yield "| stages | number | seconds |"
+    yield "| --- | ---: | ---: |"
+    for kind, entry in sorted(result["kinds"].items(), key=lambda item: -item[1]["seconds"]):
+        yield f"| {kind} | {entry['runs']} | {entry['seconds']:.0f} |"
+    yield ""
+    yield "| stage | seconds |"
+    yield "| --- | ---: |"
+    for stage, seconds in sorted(result["stages"].items(), key=lambda item: -item[1])[:LONGEST]:
+        yield f"| {stage} | {seconds:.0f} |"
+
+
 def page(results: dict[str, Result]) -> str:
     """The whole page; a benchmark without a result is left out."""
     lines = [
@@ -140,20 +161,8 @@ def page(results: dict[str, Result]) -> str:
             "",
             *growth(results["growth"]),
         ]
-    if "overhead" in results:
-        stages = results["overhead"]["stages"]
-        lines += [
-            "",
-            "A whole run of the pipeline on scikit-learn's digits, empty cache, the longest first; "
-            f"{results['overhead']['share_outside']:.0%} of it is neither training nor "
-            "reconstruction.",
-            "",
-            "| stage | runs | seconds | seconds a run |",
-            "| --- | ---: | ---: | ---: |",
-        ]
-        for kind, entry in sorted(stages.items(), key=lambda item: -item[1]["seconds"]):
-            runs, seconds = entry["runs"], entry["seconds"]
-            lines.append(f"| {kind} | {runs} | {seconds:.1f} | {seconds / runs:.1f} |")
+    if "pipeline" in results:
+        lines += ["", *profile(results["pipeline"])]
     return "\n".join(lines) + "\n"
 
 
