@@ -8,7 +8,7 @@ import math
 import os
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from stages.command import Refusal
 
@@ -181,6 +182,34 @@ def save_checkpoint(
         temporary.write_bytes(save(tensors, metadata=metadata))
 
 
+class _NoValues(TorchFunctionMode):
+    """Leaves out what only gives values: on the device "meta", which has none, torch would import
+    its compiler for it, which takes a second."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is nn.init.normal_:
+            return kwargs["tensor"]
+        if func is torch.eye:
+            func, args = torch.empty, 2 * args
+        return func(*args, **kwargs)
+
+
+def unfilled(architecture: str, arguments: Mapping[str, Any]) -> nn.Module:
+    """A network without memory of its own, to load weights into with ``assign=True``: absurd sizes
+    in a header must not be allocated to be refused."""
+    build = import_module(f"stages.networks.{architecture}").Network
+    with torch.device("meta"), _NoValues():
+        network: nn.Module = build(**arguments)
+    return network
+
+
 def load_checkpoint(path: Path) -> tuple[nn.Module, dict[str, Any]]:
     """Build the network that a checkpoint describes, in evaluation mode, its weights fixed.
 
@@ -224,10 +253,7 @@ def load_checkpoint(path: Path) -> tuple[nn.Module, dict[str, Any]]:
     if preprocessing != PREPROCESSING:
         raise Refusal(f"{path}: preprocessing {preprocessing!r:.80}; allowed is {PREPROCESSING}")
     try:
-        build = import_module(f"stages.networks.{architecture}").Network
-        # Without memory of its own: absurd sizes in a header must not be allocated to be refused.
-        with torch.device("meta"):
-            network = build(**arguments)
+        network = unfilled(architecture, arguments)
         network.load_state_dict(tensors, assign=True)
     except (TypeError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())

@@ -17,7 +17,6 @@ from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
-from scipy.optimize import nnls
 from torch import Tensor, nn
 
 from stages.command import Refusal
@@ -370,6 +369,8 @@ def kkt_measures(weights: list[Tensor], bias: Tensor, x: Tensor, signs: Tensor) 
         by lambda), ``support_vectors`` ((sum lambda)^2 / sum lambda^2), ``training_error``, and of
         each layer ``rank_<layer>``, the number of singular values above 1e-4 of the largest.
     """
+    from scipy.optimize import nnls  # here: it takes 0.4 s
+
     weights = [weight.double() for weight in weights]
     activations, logits = forward(weights, bias.double(), x.double())
     margins = signs.double() * logits
