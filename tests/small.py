@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
+from conftest import write_params
 from numpy.typing import NDArray
 
 from stages.artifacts import observed_path, split_path, write_arrays
@@ -260,7 +260,7 @@ def lay_out(
         What is not a network or a run.
     """
     content = {**copy.deepcopy(params), "networks": NETWORKS, "runs": named_runs(), "sweeps": {}}
-    (folder / "params.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+    write_params(folder, content)
     for split, count in (("train", TRAINING), ("validation", VALIDATION)):
         arrays = {key: splits[split][key][:count] for key in ("images", "labels")}
         write_arrays(split_path(split), {**arrays, "dataset": np.array("digits")})
