@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from stages.artifacts import observed_path, split_path, write_arrays
 
-TRAINING, VALIDATION = 120, 40  # images
+TRAINING, VALIDATION, IMAGES = 120, 40, 6  # images, the last under each mask
 SGD: dict[str, Any] = {"epochs": 2, "batch_size": 32, "learning_rate": 0.005, "seed": 0}
 ADAM: dict[str, Any] = {**SGD, "schedule": "cosine", "grace": 2}
 # Enough for a validation error that is no collapse.
@@ -264,7 +264,7 @@ def lay_out(
     for split, count in (("train", TRAINING), ("validation", VALIDATION)):
         arrays = {key: splits[split][key][:count] for key in ("images", "labels")}
         write_arrays(split_path(split), {**arrays, "dataset": np.array("digits")})
-    images = splits["test"]["images"][:6].astype(np.float32) / 255
+    images = splits["test"]["images"][:IMAGES].astype(np.float32) / 255
     block, random = images.copy(), images.copy()
     block[:, 14:] = np.nan
     random[np.random.default_rng(0).random(images.shape) < 0.5] = np.nan

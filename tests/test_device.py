@@ -30,7 +30,7 @@ from stages.artifacts import (
 from stages.check import check_all
 from stages.command import Refusal
 from stages.device import chosen, computing_on, described
-from stages.networks import dense
+from stages.networks import denoiser, dense
 from stages.params import Params, load
 
 pytestmark = pytest.mark.xdist_group("device")
@@ -75,6 +75,7 @@ def compute(on_cpu: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Mo
     folder = shutil.copytree(on_cpu, tmp_path / "copy")
     monkeypatch.chdir(folder)
     monkeypatch.setenv("RETRACE_WORKERS", "1")
+    monkeypatch.setattr(shards, "SIZE", small.IMAGES)  # a shard of one mask, and one of many
 
     def on(device: torch.device) -> None:
         for module in (train, reconstruct, shards):
@@ -179,6 +180,27 @@ def test_draws_are_those_of_the_processor(device: torch.device) -> None:
     assert {value.device.type for value in (*found, *made)} == {device.type}
     assert all(torch.equal(a.cpu(), b) for a, b in zip(found, expected, strict=True))
     assert torch.zeros(1).device.type == "cpu"
+
+
+@pytest.mark.parametrize("device", DEVICES, ids=str)
+def test_mixed_precision_is_that_of_the_processor(device: torch.device) -> None:
+    torch.manual_seed(0)
+    network = denoiser.Network(axes=10, width=32, blocks=1, precision="bfloat16").requires_grad_(
+        False
+    )
+    for layer in (network.last, network.scales, network.outer[0]):
+        layer.weight.normal_(std=0.2)  # type: ignore[operator]
+    noisy, noise = torch.randn(50, 784), torch.full((1, 1), 0.5)
+    expected = network.denoise(noisy, noise)
+    network.reduced = False
+    rounding = (network.denoise(noisy, noise) - expected).abs().max()
+    network.reduced = True
+    with computing_on(device):
+        found = network.to(device).denoise(noisy.to(device), noise.to(device)).cpu()
+        network.reduced = False
+        whole = network.denoise(noisy.to(device), noise.to(device)).cpu()
+    assert (found - expected).abs().max() <= rounding
+    assert (whole - found).abs().max() >= rounding / 2
 
 
 def test_on_the_processor_nothing_is_changed() -> None:
