@@ -177,7 +177,7 @@ def save_checkpoint(
     }
     # One entry, since safetensors writes several in an order that changes from run to run.
     metadata = {FORMAT: json.dumps(header, sort_keys=True)}
-    tensors = {key: value.contiguous() for key, value in network.state_dict().items()}
+    tensors = {key: value.cpu().contiguous() for key, value in network.state_dict().items()}
     with written_whole(checkpoint_path(name)) as temporary:
         temporary.write_bytes(save(tensors, metadata=metadata))
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from stages.artifacts import written_whole
 from stages.command import Refusal, run
+from stages.device import chosen
 from stages.params import GIVEN, NetworkEntry, Params, bind, find, load, shown
 from stages.train import train
 from stages.trials import sweep_of
@@ -18,6 +19,7 @@ def check_all(params: Params) -> None:
     Refusal
         On the first thing that is wrong.
     """
+    chosen(params.device)
     check_networks(params.networks)
     check_runs(params)
 

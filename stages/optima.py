@@ -15,6 +15,7 @@ from stages.artifacts import (
     write_arrays,
 )
 from stages.command import run
+from stages.device import chosen, computing_on
 from stages.methods.decoder_inversion._decoder import problem_of
 from stages.methods.decoder_inversion.gauss_newton import levenberg_marquardt, starting_codes
 from stages.params import load
@@ -32,27 +33,30 @@ SEED = 1000  # not that of a run: its starts are others
 @torch.no_grad()
 def main() -> None:
     """Write the lowest objective of each of the first images off the range to data/optima.npz."""
+    params = load()
+    device = chosen(params.device)
     network, _ = load_checkpoint(checkpoint_path(NETWORK))
     observations = read_arrays(observed_path("decoder_inversion"))
     off_range = observations["groups"].tolist().index("off_range")
-    count = max(1, round(SHARE * load().masks.images))
-    observed = torch.from_numpy(observations["observed"][off_range, :count])
-    weights, images = problem_of(network, observed, precision="float64")
-    starts = starting_codes(network, observed, starts=STARTS, bank=BANK, seed=SEED)
-    best = []
-    for penalty in PENALTIES:
-        fit = levenberg_marquardt(
-            weights,
-            images.repeat_interleave(STARTS, dim=0),
-            starts.flatten(0, 1),
-            penalty=penalty,
-            iterations=ITERATIONS,
-            tolerance=TOLERANCE,
-        )
-        best.append(fit.objective.unflatten(0, (-1, STARTS)).amin(dim=1))
+    count = max(1, round(SHARE * params.masks.images))
+    observed = torch.from_numpy(observations["observed"][off_range, :count]).to(device)
+    with computing_on(device):
+        weights, images = problem_of(network.to(device), observed, precision="float64")
+        starts = starting_codes(network, observed, starts=STARTS, bank=BANK, seed=SEED)
+        best = []
+        for penalty in PENALTIES:
+            fit = levenberg_marquardt(
+                weights,
+                images.repeat_interleave(STARTS, dim=0),
+                starts.flatten(0, 1),
+                penalty=penalty,
+                iterations=ITERATIONS,
+                tolerance=TOLERANCE,
+            )
+            best.append(fit.objective.unflatten(0, (-1, STARTS)).amin(dim=1))
     arrays = {
         "penalties": np.array(PENALTIES),
-        "objective": torch.stack(best).numpy(),
+        "objective": torch.stack(best).cpu().numpy(),
         "dataset": observations["dataset"],
     }
     write_arrays(OPTIMA, arrays)

@@ -117,6 +117,7 @@ class Scoring(BaseModel):
 class Params(BaseModel):
     model_config = STRICT
     data: Data
+    device: Literal["auto", "cpu", "cuda"]
     networks: dict[Name, NetworkEntry]
     masks: Masks
     runs: dict[Name, RunEntry]

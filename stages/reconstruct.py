@@ -32,6 +32,7 @@ from stages.artifacts import (
     write_json,
 )
 from stages.command import Refusal, run
+from stages.device import chosen, computing_on, described
 from stages.params import GIVEN, RunEntry, bind, find, load
 
 # Problems with an estimate for each observation: those are split into shards.
@@ -91,10 +92,14 @@ def undivided(
     kept: Memory,
     steps: int,
     label: str,
+    device: torch.device,
 ) -> tuple[shards.Arrays, shards.Arrays]:
     """Run a method on everything at once, in this process; give its answers, and its loss and
     snapshots along the iterations."""
-    with tqdm(total=steps, desc=label, unit="step", disable=None if steps else True) as bar:
+    with (
+        tqdm(total=steps, desc=label, unit="step", disable=None if steps else True) as bar,
+        computing_on(device),
+    ):
 
         def progress(step: int, loss: float) -> None:
             bar.set_postfix(loss=f"{loss:.4g}")
@@ -104,19 +109,21 @@ def undivided(
         given: dict[str, Any] = {"callback": recorder}
         if "memory" in inspect.signature(method).parameters:
             given["memory"] = kept
-        answer = method(network, images, **settings, **given)
+        answer = method(network.to(device), images.to(device), **settings, **given)
     answers = answer if isinstance(answer, dict) else {"estimate": answer}
     # One part, whose size does not matter: it is the whole of the one group.
     watched = shards.merged_watched([recorder.watched()], [[1]], groups=1)
-    return {key: value.numpy() for key, value in answers.items()}, watched
+    return {key: value.cpu().numpy() for key, value in answers.items()}, watched
 
 
 def main(name: str) -> None:
     """Run one reconstruction of params.yaml and write data/reconstructions/<run>.npz and .json."""
-    runs = load().runs
+    params = load()
+    runs = params.runs
     if name not in runs:
         raise Refusal(f"runs.{name}: unknown; allowed are {', '.join(runs)}")
     entry = runs[name]
+    device = chosen(params.device)
     where = f"runs.{name}"
     method = find(f"methods.{entry.problem}", entry.method, where=f"{where}.method").reconstruct
     settings = bind(method, entry.settings, where=f"{where}.settings", given=GIVEN)
@@ -140,7 +147,7 @@ def main(name: str) -> None:
     steps = settings.get("steps") or settings.get("rounds") or 0
     started = time.time()
     if entry.problem in LIKE_OBSERVED:
-        answers, watched, memory = shards.run(
+        answers, watched, memory, devices = shards.run(
             network,
             observed,
             method=f"{entry.problem}.{entry.method}",
@@ -148,6 +155,7 @@ def main(name: str) -> None:
             settings=settings,
             steps=steps,
             label=name,
+            device=params.device,
         )
         leading = observed.shape[:-2]
         answers = {key: value.reshape(*leading, *value.shape[1:]) for key, value in answers.items()}
@@ -161,8 +169,9 @@ def main(name: str) -> None:
             kept=kept,
             steps=steps,
             label=name,
+            device=device,
         )
-        memory = shards.peak_memory()
+        memory, devices = shards.peak_memory(), described(device)
         count = len(answers["estimate"])
     seconds = time.time() - started
     if not bool(np.isfinite(answers["estimate"]).all()):
@@ -178,7 +187,7 @@ def main(name: str) -> None:
     }
     write_arrays(reconstruction_path(name), arrays)
     # Beside it, not in it: the same parameters give the same bytes, but never the same seconds.
-    timing = {"started": started, "seconds": seconds, "peak_memory": memory}
+    timing = {"started": started, "seconds": seconds, "peak_memory": memory, "device": devices}
     write_json(timing_path(name), {"run": name, "dataset": dataset, **timing})
     kept.forget()
     print(f"{name}: {count} images in {seconds:.1f} s")

@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from stages import engine
 from stages.command import Refusal
+from stages.device import chosen, computing_on, described
 
 SIZE = 1000  # observations of a shard
 STARTING = 6.0  # seconds of work left from which on workers pay, which import torch first
@@ -107,6 +108,8 @@ class Shard(NamedTuple):
         See `Recorder`.
     steps : int
         See `Recorder`.
+    device : str
+        As in params.yaml: whoever solves the shard sees which one that is there.
     """
 
     method: str
@@ -117,23 +120,27 @@ class Shard(NamedTuple):
     settings: Mapping[str, Any]
     parts: list[tuple[int, int]]
     steps: int
+    device: str
 
 
 class Solved(NamedTuple):
-    """Answers of a shard, arrays of leading length B; what was watched; bytes of memory."""
+    """Answers of a shard, arrays of leading length B; what was watched; bytes of memory; the label
+    of the device."""
 
     answers: Arrays
     watched: Watched
     peak_memory: int
+    device: str
 
 
 class Merged(NamedTuple):
     """Answers of all shards, arrays of leading length B; loss and snapshots; bytes, at most, that
-    one of the processes took."""
+    one of the processes took; labels of the devices."""
 
     answers: Arrays
     watched: Arrays
     peak_memory: int
+    device: str
 
 
 def plan(*, groups: int, images: int) -> list[tuple[slice, list[tuple[int, int]]]]:
@@ -180,7 +187,8 @@ def one_thread() -> Any:
 
 
 def solve(shard: Shard, *, progress: Callable[[int, float], None] | None = None) -> Solved:
-    """Run the method on one shard, with one thread."""
+    """Run the method on one shard, with one thread of the processor."""
+    device = chosen(shard.device)
     method = import_module(f"stages.methods.{shard.method}").reconstruct
     build = import_module(f"stages.networks.{shard.architecture}").Network
     with torch.device("meta"):
@@ -188,10 +196,10 @@ def solve(shard: Shard, *, progress: Callable[[int, float], None] | None = None)
     # Copies, since where an array lies in memory may change the last digit of a product.
     weights = {key: tensor.clone() for key, tensor in load(shard.weights).items()}
     network.load_state_dict(weights, assign=True)
-    network.eval().requires_grad_(False)
-    observed = torch.tensor(shard.observed)
+    network.eval().requires_grad_(False).to(device)
+    observed = torch.tensor(shard.observed, device=device)
     recorder = Recorder(parts=shard.parts, steps=shard.steps, progress=progress)
-    with one_thread():
+    with one_thread(), computing_on(device):
         answer = method(network, observed, **shard.settings, callback=recorder)
     # A method with more to say than its estimate returns a dictionary of tensors.
     answers = answer if isinstance(answer, dict) else {"estimate": answer}
@@ -202,7 +210,7 @@ def solve(shard: Shard, *, progress: Callable[[int, float], None] | None = None)
                 f"{len(observed)} observations"
             )
     arrays = {key: value.detach().cpu().numpy() for key, value in answers.items()}
-    return Solved(arrays, recorder.watched(), peak_memory())
+    return Solved(arrays, recorder.watched(), peak_memory(), described(device))
 
 
 def merged_watched(watched: list[Watched], parts: list[list[int]], *, groups: int) -> Arrays:
@@ -258,6 +266,7 @@ def run(
     settings: Mapping[str, Any],
     steps: int,
     label: str,
+    device: str,
 ) -> Merged:
     """Solve all shards: here, until workers of the engine would pay for the rest.
 
@@ -275,8 +284,12 @@ def run(
         Iterations, or 0 for a method without.
     label : str
         Of the progress bar.
+    device : str
+        As in params.yaml.
     """
-    parallel = engine.parallel()  # a bad value is refused before there is work to lose
+    # A bad value is refused before there is work to lose. A GPU works for one process here: others
+    # would wait for it, each with a context of its own.
+    parallel = engine.parallel() and (chosen(device).type == "cpu" or engine.name() != "local")
     groups = len(observed) if observed.ndim == 4 else 1
     flat = observed.reshape(-1, *observed.shape[-2:])
     weights = save({key: value.contiguous() for key, value in network.state_dict().items()})
@@ -294,11 +307,12 @@ def run(
                 settings=own,
                 parts=parts,
                 steps=steps,
+                device=device,
             )
         )
     answers: Arrays = {}
     watched: dict[int, Watched] = {}
-    peaks = []
+    peaks, devices = [], set()
 
     def keep(i: int, solved: Solved) -> None:
         """Put the answers of a shard into their rows at once: no array is held twice."""
@@ -308,6 +322,7 @@ def run(
             answers[key][rows[i]] = value
         watched[i] = solved.watched
         peaks.append(solved.peak_memory)
+        devices.add(solved.device)
 
     each = max(steps, 1)  # of the progress bar
     with tqdm(total=each * len(shards), desc=label, unit="step", disable=None) as bar:
@@ -333,4 +348,4 @@ def run(
     sizes = [[end - first for first, end in shard.parts] for shard in shards]
     ordered = [watched[i] for i in range(len(shards))]
     merged = merged_watched(ordered, sizes, groups=groups)
-    return Merged(answers, merged, max(peak_memory(), *peaks))
+    return Merged(answers, merged, max(peak_memory(), *peaks), ", ".join(sorted(devices)))

@@ -98,7 +98,7 @@ class Plan:
         checkpoints: dict[str, dict[str, str]] = {}
         for name, entry in params.networks.items():
             code = self.code.of("train", architecture=entry.architecture)
-            networks[name] = digest([name, entry.model_dump(), data, code])
+            networks[name] = digest([name, entry.model_dump(), params.device, data, code])
             if data == self.data and self._is_in_step(name, params):
                 folder = Path.cwd()
             else:
@@ -127,7 +127,12 @@ class Plan:
             ]
             for name, entry in params.runs.items()
         }
-        key = digest([runs, code_of_runs, networks, grounds, params.scoring.model_dump(), data])
+        key = digest(
+            [
+                *(runs, code_of_runs, networks, grounds),
+                *(params.scoring.model_dump(), params.device, data),
+            ]
+        )
         steps = [(stage, name) for name in runs for stage in ("reconstruct", "score")]
         return self._job(3, key, params, links, steps)
 
@@ -170,7 +175,7 @@ class Plan:
             outs = [observed, "metrics/baselines.json"]
         elif problem == "decoder_inversion":
             steps = [("observe", problem), ("optima", "")]
-            matters = [masks["images"], params.data.seed]
+            matters = [masks["images"], params.data.seed, params.device]  # of the optima
             outs = [observed, "data/codes.npz", "data/optima.npz"]
         else:
             steps, matters, outs = [("observe", problem)], [], [observed]
@@ -182,12 +187,13 @@ class Plan:
         """Whether models/ holds this network, trained as the trial wants it, from data and by code
         that are here: dvc.lock says."""
         entry = params.networks[name]
-        if entry != self.base.networks.get(name):
+        if (entry, params.device) != (self.base.networks.get(name), self.base.device):
             return False
         if name not in self.in_step:
             locked = self.lock.get("stages", {}).get(f"train@{name}", {})
-            recorded = locked.get("params", {}).get(PARAMS.name, {}).get(f"networks.{name}")
-            self.in_step[name] = recorded == entry.model_dump() and all(
+            recorded = locked.get("params", {}).get(PARAMS.name, {})
+            wanted = {f"networks.{name}": entry.model_dump(), "device": params.device}
+            self.in_step[name] = recorded == wanted and all(
                 _is_file(Path(item["path"]), md5=item["md5"])
                 for item in [*locked["deps"], *locked["outs"]]
             )

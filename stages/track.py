@@ -580,6 +580,7 @@ def main() -> None:
                 tags={
                     **identity,
                     "dataset": dataset["name"],
+                    "device": timing.get("device", "cpu"),  # older files do not say
                     "mlflow.source.git.commit": commit,
                     "mlflow.source.name": stages[stage_name]["cmd"],
                     "mlflow.runColor": COLOURS[position % len(COLOURS)],

@@ -19,9 +19,11 @@ from stages.artifacts import (
     write_json,
 )
 from stages.command import Refusal, run
+from stages.device import chosen, computing_on, described
 from stages.params import Seed, bind, find, load
 
 EVALUATION_BATCH = 2000
+SPLITS = ("train", "validation")
 
 
 @torch.no_grad()
@@ -136,23 +138,30 @@ def train(
 
 def main(name: str) -> None:
     """Train one network and write its checkpoint and history to models/."""
-    entry = load().networks.get(name)
+    params = load()
+    entry = params.networks.get(name)
     if entry is None:
-        raise Refusal(f"networks.{name}: unknown; allowed are {', '.join(load().networks)}")
+        raise Refusal(f"networks.{name}: unknown; allowed are {', '.join(params.networks)}")
+    device = chosen(params.device)
     where = f"networks.{name}"
     architecture = find("networks", entry.architecture, where=f"{where}.architecture").Network
     arguments = bind(architecture.__init__, entry.arguments, where=f"{where}.arguments")
     dataset = dataset_of(split_path("train"))
-    training, validation = read_split("train"), read_split("validation")
+    training, validation = (
+        (images.to(device), labels.to(device)) for images, labels in map(read_split, SPLITS)
+    )
     started = time.time()
     own = getattr(architecture, "fit", None)  # one that is not trained by epochs of Adam
     settings = bind(
         own or train, entry.training, where=f"{where}.training", given=() if own else ("progress",)
     )
     torch.manual_seed(settings.get("seed", 0))
-    network = architecture(**arguments)
+    network = architecture(**arguments).to(device)  # drawn before, by the processor
     total = settings.get("epochs", settings.get("steps", 1))
-    with tqdm(total=total, desc=name, unit="epoch", disable=None) as bar:
+    with (
+        tqdm(total=total, desc=name, unit="epoch", disable=None) as bar,
+        computing_on(device),
+    ):
 
         def progress(entry: dict[str, float]) -> None:
             shown = {k: f"{v:.4g}" for k, v in entry.items() if "_" in k}
@@ -177,6 +186,7 @@ def main(name: str) -> None:
             "dataset": dataset,
             "started": started,
             "seconds": time.time() - started,
+            "device": described(device),
             "parameters": sum(tensor.numel() for tensor in network.state_dict().values()),
             "epochs": history,
         },

@@ -20,6 +20,7 @@ MNIST = ROOT.parent / "shared" / "mnist"  # the four files, where they happen to
 
 TINY: dict[str, Any] = {
     "data": {"name": "digits", "path": None, "mirror": None, "validation": 0.2, "seed": 0},
+    "device": "cpu",
     "networks": {
         "gaussian": {"architecture": "gaussian", "arguments": {}, "training": {}},
         "classifier": {

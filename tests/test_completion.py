@@ -570,6 +570,7 @@ def test_one_worker_or_two_give_the_same_samples(
             settings=settings,
             steps=0,
             label="",
+            device="cpu",
         )
         answers.append(merged.answers)
     assert all(np.array_equal(answers[0][key], answers[1][key]) for key in answers[0])

@@ -96,6 +96,7 @@ def workspace(images: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     write_arrays(Path("data/observed/decoder_inversion.npz"), {"observed": pair, **dataset})
     params = {
         "data": {"name": "digits", "mirror": None, "validation": 0.2, "seed": 0},
+        "device": "cpu",
         "networks": {},
         "masks": {
             "images": IMAGES,
@@ -240,6 +241,7 @@ def test_answers_of_any_shape_are_merged(monkeypatch: pytest.MonkeyPatch) -> Non
         settings={"seed": 7},
         steps=0,
         label="x",
+        device="cpu",
     )
     flat = observed.reshape(10, 28, 28)
     np.testing.assert_array_equal(merged.answers["estimate"], flat + 1.5)

@@ -297,14 +297,16 @@ def test_networks_of_the_pipeline_are_used_while_dvc_lock_says_that_they_fit(
     for network in ("gaussian", "classifier", "ffnn"):
         train.main(network)
 
-    def lock(**changed: str) -> None:
+    def lock(device: str = "cpu", **changed: str) -> None:
         def entry(path: str) -> dict[str, str]:
             md5 = hashlib.md5(Path(path).read_bytes(), usedforsecurity=False).hexdigest()
             return {"path": path, "md5": changed.get(path, md5)}
 
         stages = {
             f"train@{name}": {
-                "params": {"params.yaml": {f"networks.{name}": TINY["networks"][name]}},
+                "params": {
+                    "params.yaml": {f"networks.{name}": TINY["networks"][name], "device": device}
+                },
                 "deps": [entry("data/train.npz"), entry("stages/train.py")],
                 "outs": [entry(f"models/{name}.safetensors"), entry(f"models/{name}.json")],
             }
@@ -323,6 +325,16 @@ def test_networks_of_the_pipeline_are_used_while_dvc_lock_says_that_they_fit(
     sweep.main("small")
     assert here.made == {"networks": 3, "grounds": 2, "trials": 8}
     assert same(table("small")) == same(rows)
+    # Nor are those of another device taken.
+    lock(device="auto")
+    plan = sweep.Plan(load())
+    folder = plan.add(sweep_of(load(), "small").trials[0])
+    assert len(plan.stages[1]) == 3
+    write_params(workspace, {**content, "device": "auto"})
+    plan = sweep.Plan(load())
+    assert plan.add(sweep_of(load(), "small").trials[0]) != folder
+    assert not plan.stages[1]
+    write_params(workspace, content)
     # A trial that changes the network itself does not take the pipeline's.
     lock()
     path = "networks.ffnn.training.seed"

@@ -126,7 +126,7 @@ class Network(nn.Module):
         linear = noisy * share
         signal = (variances * share)[:, : self.axes].mean(dim=1, keepdim=True)
         inputs = linear[:, : self.axes] * signal.rsqrt()
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.reduced):
+        with torch.autocast(inputs.device.type, dtype=torch.bfloat16, enabled=self.reduced):
             corrections = self._corrections(inputs, noise.log())
         deviations = noise * share[:, : self.axes].sqrt()
         linear[:, : self.axes] += corrections.to(linear.dtype) * deviations

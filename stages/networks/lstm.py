@@ -30,6 +30,13 @@ class Network(nn.Module):
         self.lstm = nn.LSTM(SIDE, hidden, batch_first=True)
         self.head = nn.Linear(hidden, classes)
 
+    def train(self, mode: bool = True) -> "Network":
+        """As of any module; but a GPU's LSTM gives no gradients outside the training mode, in which
+        a single layer, which has no dropout, computes the same."""
+        super().train(mode)
+        self.lstm.train()
+        return self
+
     def forward(self, images: Tensor) -> Tensor:
         """(B, 28, 28) images to (B, classes) logits."""
         return self.head(self.lstm(images)[0][:, -1])

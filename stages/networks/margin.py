@@ -384,8 +384,10 @@ def kkt_measures(weights: list[Tensor], bias: Tensor, x: Tensor, signs: Tensor) 
     root = values.clamp(min=values.max() * 1e-12).sqrt()
     # |root^T lambda - target|^2 differs from the residual's square by a constant.
     target = (vectors.T @ (depth * margins)) / root
-    duals, _ = nnls((root[:, None] * vectors.T).numpy(), target.numpy(), maxiter=50 * len(x))
-    best = torch.from_numpy(duals)
+    duals, _ = nnls(
+        (root[:, None] * vectors.T).cpu().numpy(), target.cpu().numpy(), maxiter=50 * len(x)
+    )
+    best = torch.as_tensor(duals)
     residual = length**2 - 2 * depth * float(best @ margins) + float(best @ (gram @ best))
     smallest = float(margins.min())
     total = float(best.sum())

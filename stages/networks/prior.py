@@ -207,7 +207,7 @@ class Network(nn.Module):
         self.residual_mean, self.residual_covariance = _moments(residuals)
         self.basis = torch.linalg.eigh(self.covariance).eigenvectors.flip(1)[:, : len(self.basis.T)]
         coordinates, held_out = (
-            ((x.flatten(1).double() - mean) @ self.basis).numpy()
+            ((x.flatten(1).double() - mean) @ self.basis).cpu().numpy()
             for x in (images[:mixture_images], validation[0])
         )
         nats = self._fit_mixture(coordinates, held_out, iterations=mixture_iterations, seed=seed)
@@ -238,9 +238,9 @@ class Network(nn.Module):
         with warnings.catch_warnings():  # the number of iterations is a parameter, not a failure
             warnings.simplefilter("ignore", ConvergenceWarning)
             mixture.fit(coordinates)
-        self.weights = torch.from_numpy(mixture.weights_)
-        self.means = torch.from_numpy(mixture.means_)
-        self.covariances = torch.from_numpy(mixture.covariances_)
+        self.weights = torch.as_tensor(mixture.weights_)
+        self.means = torch.as_tensor(mixture.means_)
+        self.covariances = torch.as_tensor(mixture.covariances_)
         return float(mixture.score(held_out))
 
 

@@ -30,7 +30,7 @@ def reconstruct(network: nn.Module, observed: Tensor, *, callback: Callback) -> 
     for index, mask in enumerate(masks.unflatten(1, (28, 28))):
         rows = (which == index).nonzero().flatten()
         # Images with one mask are the channels of one image: one factorisation serves them all.
-        channels = estimate[rows].permute(1, 2, 0).numpy()
-        filled = inpaint_biharmonic(channels, mask.numpy(), channel_axis=-1)
-        estimate[rows] = torch.from_numpy(filled).permute(2, 0, 1).to(estimate.dtype)
+        channels = estimate[rows].permute(1, 2, 0).cpu().numpy()
+        filled = inpaint_biharmonic(channels, mask.cpu().numpy(), channel_axis=-1)
+        estimate[rows] = torch.as_tensor(filled).permute(2, 0, 1).to(estimate.dtype)
     return estimate.clamp(0, 1)

@@ -45,11 +45,11 @@ def reconstruct(
         known = ~chunk.isnan()
         if bool((known == known[0]).all()):  # one mask: far faster than distances with gaps
             search = NearestNeighbors(n_neighbors=count, algorithm="brute")
-            search.fit(gallery[:, known[0]].numpy())
-            found = search.kneighbors(chunk[:, known[0]].numpy(), return_distance=False)
-            nearest = torch.from_numpy(found)
+            search.fit(gallery[:, known[0]].cpu().numpy())
+            found = search.kneighbors(chunk[:, known[0]].cpu().numpy(), return_distance=False)
+            nearest = torch.as_tensor(found)
         else:
-            distances = nan_euclidean_distances(chunk.numpy(), gallery.numpy())
-            nearest = torch.from_numpy(distances).topk(count, largest=False).indices
+            distances = nan_euclidean_distances(chunk.cpu().numpy(), gallery.cpu().numpy())
+            nearest = torch.as_tensor(distances).topk(count, largest=False).indices
         estimates.append(gallery[nearest].mean(dim=1))
     return torch.cat(estimates).reshape(observed.shape)

@@ -147,8 +147,8 @@ def public_decoder() -> tuple[list[Tensor], Tensor]:
     names = sorted(name for name in arrays if name.startswith("decoder_"))
     if not names:
         raise Refusal("settings.goal = 'range': no decoder was observed; run `dvc repro`")
-    weights = [torch.from_numpy(arrays[name]).double() for name in names]
-    return weights, torch.from_numpy(arrays["code"]).double().unsqueeze(0)
+    weights = [torch.as_tensor(arrays[name]).double() for name in names]
+    return weights, torch.as_tensor(arrays["code"]).double().unsqueeze(0)
 
 
 def decode(weights: list[Tensor], codes: Tensor) -> Tensor:

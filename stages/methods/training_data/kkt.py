@@ -14,8 +14,7 @@ from stages.params import Seed
 
 MOMENTUM = 0.9
 Chain = tuple[Tensor, ...]  # matrices whose product is a layer's weights
-Bounds = tuple[Tensor, Tensor]  # (d,) or (1,) each: what x is penalised beyond
-PUBLISHED = (torch.tensor([-1.0]), torch.tensor([1.0]))
+Bounds = tuple[Tensor, Tensor]  # (d,) each: what x is penalised beyond
 MULTIPLIER_PENALTY = 5.0  # weight of the multipliers below their minimum, as published
 SEARCHED_FACTOR = 10.0  # how far, either way, the search goes from a given setting
 SEARCHED_MINIMUM = (0.01, 0.5)  # range of the searched multiplier_minimum, as published
@@ -114,7 +113,7 @@ def reconstruct(
     weights, bias = homogeneous_layers(network)
     mean: Tensor = network.get_buffer("mean")
     shape: tuple[int, ...] = network.shape  # type: ignore[assignment]
-    box = PUBLISHED if bounds == "published" else (-mean, 1 - mean)
+    box = None if bounds == "published" else (-mean, 1 - mean)
     setting = Setting(deviation, learning_rate, multiplier_minimum, sharpness)
     chains = factored(weights)
     if trials > 1:
@@ -239,7 +238,7 @@ def search(
     trials: int,
     search_steps: int,
     seed: int,
-    bounds: Bounds = PUBLISHED,
+    bounds: Bounds | None = None,
     chains: list[Chain] | None = None,
 ) -> Setting:
     """Choose the setting whose own loss is the smallest after `search_steps`.
@@ -319,7 +318,7 @@ def extract(
     multiplier_rate: float,
     steps: int,
     seed: int,
-    bounds: Bounds = PUBLISHED,
+    bounds: Bounds | None = None,
     chains: list[Chain] | None = None,
     watch: Callable[[int, Tensor, Tensor], None] = lambda step, loss, x: None,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -397,7 +396,7 @@ def value_and_gradients(
     *,
     sharpness: float,
     multiplier_minimum: float,
-    bounds: Bounds = PUBLISHED,
+    bounds: Bounds | None = None,
     chains: list[Chain] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Loss of the attack and its gradients, layer by layer, with no second backward pass.
@@ -437,8 +436,8 @@ def value_and_gradients(
     sharpness : float
         α.
     multiplier_minimum : float
-    bounds : (low, high)
-        What x is clamped to in the penalty; published: −1 and 1.
+    bounds : (low, high), optional
+        What x is clamped to in the penalty; by default −1 and 1, as published.
     chains : list of tuple of Tensor, optional
         Of each layer the matrices whose product is its weights, see `factored`; by default the
         weights themselves.
@@ -485,7 +484,7 @@ def value_and_gradients(
         along = deltas[layer] @ residuals[layer]
         along = _times(through, downs[layer], onto=along)
 
-    outside = x - x.clamp(*bounds)
+    outside = x - (x.clamp(-1, 1) if bounds is None else x.clamp(*bounds))
     lacking = (multiplier_minimum - multipliers).relu_()
     loss = _squares(bias_residual) + _squares(outside) + MULTIPLIER_PENALTY * _squares(lacking)
     for residual in residuals:

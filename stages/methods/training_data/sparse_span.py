@@ -158,8 +158,8 @@ def reconstruct(
         return guesses.clamp(0, 1).unflatten(1, shape)
     kept = memory.load()
     begin = int(kept.get("round", 0))
-    pool = torch.from_numpy(kept["pool"]) if kept else torch.zeros(0, len(mean))
-    residual = torch.from_numpy(kept["residual"]) if kept else torch.zeros(0)
+    pool = torch.as_tensor(kept["pool"]) if kept else torch.zeros(0, len(mean))
+    residual = torch.as_tensor(kept["residual"]) if kept else torch.zeros(0)
     few = len(space.values) < FEW_DIMENSIONS * len(mean)
     search = partial(
         solve, mean=mean, passes=passes, iterations=iterations, penalty=penalty, shape=shape
@@ -204,7 +204,11 @@ def reconstruct(
         order = order[distinct(pool[order] - mean, at=SAME_IMAGE)]
         pool, residual = pool[order], residual[order]
         memory.save(
-            {"pool": pool.numpy(), "residual": residual.numpy(), "round": np.array(number + 1)}
+            {
+                "pool": pool.cpu().numpy(),
+                "residual": residual.cpu().numpy(),
+                "round": np.array(number + 1),
+            }
         )
         if len(pool):
             callback(number + 1, residual, pool.unflatten(1, shape))

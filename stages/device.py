@@ -1,0 +1,94 @@
+"""Where networks and methods compute: on the processor, or on a GPU.
+
+They do not know. A stage moves the network and its input to the device and computes within
+`computing_on`; what a network or a method makes by torch's factory functions, or like its input, is
+then there too, and what it draws is drawn by the processor's generators, so that a GPU gets the
+same numbers. On the processor nothing at all is changed.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from stages.command import Refusal
+
+# Draws that make a tensor (those that fill one, as `normal_`, are not covered, nor is dropout), and
+# what is unique but for signs, along which others draw or train.
+DRAWS = frozenset(
+    {torch.rand, torch.randn, torch.randint, torch.randperm, torch.normal, torch.bernoulli}
+    | {torch.rand_like, torch.randn_like, torch.multinomial, Tensor.multinomial}
+)
+UNSIGNED = frozenset({torch.linalg.eigh})
+# Which of them take a device.
+FACTORIES = frozenset({torch.rand, torch.randn, torch.randint, torch.randperm})
+
+
+def chosen(name: str) -> torch.device:
+    """The device of a name as in params.yaml: ``auto`` is a GPU where there is one.
+
+    Raises
+    ------
+    Refusal
+        When the name is ``cuda`` and there is none.
+    """
+    available = torch.cuda.is_available()
+    if name == "cuda" and not available:
+        raise Refusal("params.yaml: device = 'cuda': there is none here; allowed are auto and cpu")
+    return torch.device("cuda" if available and name != "cpu" else "cpu")
+
+
+def described(device: torch.device) -> str:
+    """What a record says of a device: ``cpu``, or as in ``cuda: NVIDIA H200``."""
+    if device.type != "cuda":
+        return device.type
+    return f"cuda: {torch.cuda.get_device_name(device)}"
+
+
+@contextmanager
+def computing_on(device: torch.device) -> Iterator[None]:
+    """Make new tensors on the device, and draw on the processor.
+
+    TF32 is off, in convolutions too: its 10 bits would be all that agrees with the processor.
+    """
+    if device.type == "cpu":  # without the microseconds that a mode costs each call
+        yield
+        return
+    # The modes are asked from the last to the first: draws have their device before `device` sees
+    # them.
+    with (
+        torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False),
+        device,
+        _OnProcessor(device),
+    ):
+        yield
+
+
+class _OnProcessor(TorchFunctionMode):
+    """Computes `DRAWS` and `UNSIGNED` on the processor, and moves what they give to the device."""
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__()
+        self.device = device
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if (func not in DRAWS and func not in UNSIGNED) or kwargs.get("device") is not None:
+            return func(*args, **kwargs)
+        home = next((value.device for value in args if isinstance(value, Tensor)), self.device)
+        if func in FACTORIES:
+            kwargs = {**kwargs, "device": "cpu"}
+        given = [value.cpu() if isinstance(value, Tensor) else value for value in args]
+        found = func(*given, **kwargs)
+        if isinstance(found, Tensor):
+            return found.to(home)
+        return type(found)(value.to(home) for value in found)  # of torch.return_types
