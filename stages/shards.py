@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from stages import engine
+from stages.artifacts import unfilled
 from stages.command import Refusal
 from stages.device import chosen, computing_on, described
 
@@ -190,9 +191,7 @@ def solve(shard: Shard, *, progress: Callable[[int, float], None] | None = None)
     """Run the method on one shard, with one thread of the processor."""
     device = chosen(shard.device)
     method = import_module(f"stages.methods.{shard.method}").reconstruct
-    build = import_module(f"stages.networks.{shard.architecture}").Network
-    with torch.device("meta"):
-        network: nn.Module = build(**shard.arguments)
+    network = unfilled(shard.architecture, shard.arguments)
     # Copies, since where an array lies in memory may change the last digit of a product.
     weights = {key: tensor.clone() for key, tensor in load(shard.weights).items()}
     network.load_state_dict(weights, assign=True)
@@ -331,16 +330,15 @@ def run(
             bar.set_postfix(loss=f"{loss:.4g}")
             bar.update(step > 0)
 
-        done = 0
         for i, shard in enumerate(shards):
             started = time.monotonic()
             keep(i, solve(shard, progress=progress))
-            done += 1
-            bar.update(each * done - bar.n)
+            bar.update(each * len(watched) - bar.n)
             # Asked after every shard, since the first may be the easiest.
-            left = (time.monotonic() - started) * (len(shards) - done)
+            left = (time.monotonic() - started) * (len(shards) - len(watched))
             if left > STARTING and parallel:
                 break
+        done = len(watched)
         if done < len(shards):
             for position, result in engine.run(solve, shards[done:]):
                 keep(done + position, result)

@@ -4,13 +4,17 @@ import errno
 import json
 import pickle
 import stat
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from safetensors.torch import save
+from small import NETWORKS
 
 from stages import artifacts
 from stages.command import Refusal
@@ -149,3 +153,16 @@ def test_json_has_no_nan_and_can_be_read_by_others(tmp_path: Path) -> None:
     path.write_text("{")
     with pytest.raises(Refusal, match="is not JSON"):
         artifacts.read_json(path)
+
+
+def test_no_network_takes_the_compiler_to_be_loaded() -> None:
+    """Torch imports it for some values on the device "meta": a second, in every stage."""
+    networks = [(entry["architecture"], entry["arguments"]) for entry in NETWORKS.values()]
+    program = f"""
+import sys
+from stages.artifacts import unfilled
+for architecture, arguments in {networks!r}:
+    unfilled(architecture, arguments)
+    assert "torch._dynamo" not in sys.modules, architecture
+"""
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
