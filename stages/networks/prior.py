@@ -81,14 +81,15 @@ class Network(nn.Module):
         self.decoder = _layers([code_size, *reversed(widths), PIXELS])
         zeros = torch.zeros(PIXELS, dtype=torch.float64)
         identity = torch.eye(PIXELS, dtype=torch.float64)
+        of_axes = torch.eye(axes, dtype=torch.float64)
         self.register_buffer("mean", torch.zeros(28, 28))
         self.register_buffer("covariance", identity)
         self.register_buffer("residual_mean", zeros)
         self.register_buffer("residual_covariance", identity.clone())
-        self.register_buffer("basis", identity[:, :axes].clone())
+        self.register_buffer("basis", torch.eye(PIXELS, axes, dtype=torch.float64))
         self.register_buffer("weights", torch.full((components,), 1 / components).double())
         self.register_buffer("means", torch.zeros(components, axes, dtype=torch.float64))
-        self.register_buffer("covariances", identity[:axes, :axes].repeat(components, 1, 1))
+        self.register_buffer("covariances", of_axes.expand(components, -1, -1).contiguous())
 
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """(B, 28, 28) images to means and log-variances (B, d) of their codes."""
