@@ -43,8 +43,8 @@ cluster: $(READY) ## the tests of a Ray cluster on this machine, which take minu
 sweep: $(READY) ## a sweep of params.yaml, by its NAME; RETRACE_WORKERS and RETRACE_ENGINE say where
 	@python -m stages.sweep $(NAME)
 
-faults: $(READY) ## every fault of tests/faults: kills, full disks, hostile files (an hour)
-	RETRACE_FAULTS=full python -m pytest -rA tests/faults
+faults: $(READY) ## every fault: kills, full disks, hostile files, mutated parameters (an hour)
+	RETRACE_FAULTS=full python -m pytest -rA tests/faults tests/test_params.py
 
 track: $(READY) ## publish to MLflow what dvc.lock says (MLFLOW_TRACKING_URI, or the file here)
 	python -m stages.track
