@@ -226,8 +226,8 @@ def merged_watched(watched: list[Watched], parts: list[list[int]], *, groups: in
     Returns
     -------
     dict
-        ``loss`` (steps, groups) float32, ``snapshots`` (S, groups, 8, ...), ``snapshot_steps``
-        (S,); empty for a method that has no iterations.
+        ``loss`` (steps, groups) float32, ``snapshots`` (S, groups, 8, ...), or as many as there are
+        at every step, ``snapshot_steps`` (S,); empty for a method that has no iterations.
     """
     steps = max(len(one.losses) for one in watched)
     if not steps:
@@ -249,9 +249,10 @@ def merged_watched(watched: list[Watched], parts: list[list[int]], *, groups: in
             for g in range(groups)
         ]
         snapshots.append(np.stack(by_group))
+    fewest = min(images.shape[1] for images in snapshots)  # an attack's candidates may get more
     return {
         "loss": (losses @ shares / shares.sum(axis=0)).astype(np.float32),
-        "snapshots": np.stack(snapshots),
+        "snapshots": np.stack([images[:, :fewest] for images in snapshots]),
         "snapshot_steps": np.array(shown),
     }
 

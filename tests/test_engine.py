@@ -341,3 +341,14 @@ def test_no_worker_outlives_its_parent(name: str, tmp_path: Path) -> None:
     if name == "SIGINT":
         assert process.returncode == 130
         assert said == "retrace: interrupted; nothing half-written was kept. Run it again\n"
+
+
+def test_candidates_that_get_more_are_watched_as_far_as_they_are_there_throughout() -> None:
+    """An attack's first round may find fewer candidates than are shown."""
+    recorder = shards.Recorder(parts=[(0, None)], steps=2)
+    for step, count in enumerate((3, 5, 12)):
+        recorder(step, torch.full((count,), float(step)), torch.full((count, 2, 2), float(step)))
+    watched = shards.merged_watched([recorder.watched()], [[1]], groups=1)
+    assert watched["snapshots"].shape == (3, 1, 3, 2, 2)
+    assert watched["snapshots"][:, 0, 0, 0, 0].tolist() == [0, 1, 2]
+    assert watched["loss"].tolist() == [[0], [1], [2]]
