@@ -42,6 +42,7 @@ TABLES = Path("metrics/sweeps")
 SPLITS = ("train", "validation", "test")
 ABREAST = 3  # panels in a row
 WIDE = 8  # ratio of the ends of an axis that is worth a logarithm
+COUNTS, SHARE = {"identified", "matched_99"}, "_share"
 IDENTITY = ("dataset", "problem", "method", "network", "seed")  # of headlines, not in the table
 
 Row = dict[str, Any]
@@ -249,8 +250,8 @@ def row_of(trial: Trial, folder: Path) -> Row:
         metrics = {key: value for key, value in headline.items() if key not in IDENTITY}
         history = folder / history_path(trial.params.runs[name].network)
         metrics["training_seconds"] = read_json(history)["seconds"]
-        if "identified" in metrics:  # sets differ in size
-            metrics["identified_share"] = metrics["identified"] / metrics["n"]
+        for count in sorted(COUNTS & metrics.keys()):  # of sets that differ in size
+            metrics[f"{count}{SHARE}"] = metrics[count] / metrics["n"]
         prefix = f"{name}/" if len(trial.params.runs) > 1 else ""
         row |= {f"{prefix}{key}": value for key, value in metrics.items()}
     return row | {"refused": outcome["refused"] or ""}
@@ -336,11 +337,16 @@ def draw(
     for axes, (key, caption, of_cell) in zip(
         grid.flat, [cell for line in cells for cell in line], strict=False
     ):
+        if not of_cell:  # not every combination has to be in the sweep
+            axes.set_axis_off()
+            continue
         _draw_cell(axes, of_cell, key, figure, values=_values(rows, key), of=rows)
         axes.set(xlabel=short(key), title=caption)
         axes.spines[["top", "right"]].set_visible(False)
     heights = [row[metric] for row in rows]
-    if min(heights) > 0 and max(heights) / min(heights) >= WIDE:
+    if metric.endswith(SHARE):
+        grid[0, 0].set_ylim(-0.04, 1.04)
+    elif min(heights) > 0 and max(heights) / min(heights) >= WIDE:
         grid[0, 0].set_yscale("log")
     for line_of_axes in grid:
         line_of_axes[0].set_ylabel(metric)
