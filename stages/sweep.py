@@ -400,6 +400,7 @@ def _draw_cell(
             axes.plot(list(means), list(means.values()), color=colour, linewidth=1)
     if isinstance(values[0], int | float) and values[0] > 0 and values[-1] / values[0] >= WIDE:
         axes.set_xscale("log")
+        axes.xaxis.set_minor_formatter("")
     if len(values) <= WIDE:
         axes.set_xticks(list(places.values()), [str(shown(value)) for value in values])
         axes.minorticks_off()
