@@ -39,14 +39,17 @@ def minimal(content: dict[str, Any]) -> dict[str, Any]:
     return {**content, "networks": networks, "masks": masks, "runs": runs}
 
 
-def prepare(folder: Path) -> dict[str, str]:
-    """Lay out a Git repository with the tracked files, minimal parameters and an empty DVC cache.
+def own_environment() -> dict[str, str]:
+    """The environment to run in: nothing of the caller's workspace or tracking server."""
+    hidden = ("DVC_ROOT", "PYTHONPATH", "MLFLOW_TRACKING_URI")
+    environment = {key: value for key, value in os.environ.items() if key not in hidden}
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
+    environment["PYTHONUNBUFFERED"] = "1"  # lines are timed as they come
+    return environment
 
-    Returns
-    -------
-    dict
-        The environment to run in: nothing of the caller's workspace or tracking server.
-    """
+
+def prepare(folder: Path) -> None:
+    """Lay out a Git repository with the tracked files, minimal parameters and an empty DVC cache."""
     command = ["git", "ls-files", *TRACKED]
     listed = subprocess.run(command, capture_output=True, text=True, check=True)
     for name in listed.stdout.splitlines():
@@ -54,12 +57,7 @@ def prepare(folder: Path) -> dict[str, str]:
         shutil.copyfile(name, folder / name)
     content = minimal(yaml.safe_load(PARAMS.read_text(encoding="utf-8")))
     (folder / PARAMS).write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
-    hidden = ("DVC_ROOT", "PYTHONPATH", "MLFLOW_TRACKING_URI")
-    environment = {key: value for key, value in os.environ.items() if key not in hidden}
-    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
-    environment["PYTHONUNBUFFERED"] = "1"  # lines are timed as they come
     subprocess.run(["git", "init", "--quiet"], cwd=folder, check=True)
-    return environment
 
 
 def stage_seconds(lines: Iterator[str]) -> list[tuple[str, float]]:
@@ -123,7 +121,8 @@ def working_seconds(folder: Path) -> float:
 
 def measure(folder: Path, *, log: Path | None) -> dict[str, Any]:
     """Time a fresh run, then no-op commands and bare imports in the finished workspace."""
-    environment = prepare(folder)
+    prepare(folder)
+    environment = own_environment()
     stages = repro(folder, environment, log=log)
     commands = {
         "dvc repro": ["dvc", "repro"],

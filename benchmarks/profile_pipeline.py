@@ -1,12 +1,10 @@
 """Where the time of `make run` goes: the whole pipeline, stage by stage, from an empty cache."""
 
 import argparse
-import os
 import subprocess
-import sys
 from pathlib import Path
 
-from benchmarks.bench_overhead import by_kind, repro, working_seconds
+from benchmarks.bench_overhead import by_kind, own_environment, repro, working_seconds
 from benchmarks.timing import print_table, write_result
 from stages.command import Refusal, run
 
@@ -19,10 +17,7 @@ def main(folder: Path, log: Path | None) -> None:
     if folder.exists():
         raise Refusal(f"{folder} exists; a folder that does not is expected")
     subprocess.run(["git", "clone", "--quiet", ".", str(folder)], check=True)
-    environment = {k: v for k, v in os.environ.items() if k not in ("DVC_ROOT", "PYTHONPATH")}
-    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
-    environment["PYTHONUNBUFFERED"] = "1"  # lines are timed as they come
-    stages = repro(folder, environment, log=log)
+    stages = repro(folder, own_environment(), log=log)
     wall, work = sum(seconds for _, seconds in stages), working_seconds(folder)
     kinds = by_kind(stages)
     print_table(

@@ -42,7 +42,7 @@ TABLES = Path("metrics/sweeps")
 SPLITS = ("train", "validation", "test")
 ABREAST = 3  # panels in a row
 WIDE = 8  # ratio of the ends of an axis that is worth a logarithm
-COUNTS, SHARE = {"identified", "matched_99"}, "_share"
+COUNTS, SHARE = ("identified", "matched_99"), "_share"
 IDENTITY = ("dataset", "problem", "method", "network", "seed")  # of headlines, not in the table
 
 Row = dict[str, Any]
@@ -250,8 +250,9 @@ def row_of(trial: Trial, folder: Path) -> Row:
         metrics = {key: value for key, value in headline.items() if key not in IDENTITY}
         history = folder / history_path(trial.params.runs[name].network)
         metrics["training_seconds"] = read_json(history)["seconds"]
-        for count in sorted(COUNTS & metrics.keys()):  # of sets that differ in size
-            metrics[f"{count}{SHARE}"] = metrics[count] / metrics["n"]
+        for count in COUNTS:  # of sets that differ in size
+            if count in metrics:
+                metrics[f"{count}{SHARE}"] = metrics[count] / metrics["n"]
         prefix = f"{name}/" if len(trial.params.runs) > 1 else ""
         row |= {f"{prefix}{key}": value for key, value in metrics.items()}
     return row | {"refused": outcome["refused"] or ""}
