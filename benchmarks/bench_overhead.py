@@ -49,7 +49,7 @@ def own_environment() -> dict[str, str]:
 
 
 def prepare(folder: Path) -> None:
-    """Lay out a Git repository with the tracked files, minimal parameters and an empty DVC cache."""
+    """Lay out a Git repository: the tracked files, minimal parameters, an empty DVC cache."""
     command = ["git", "ls-files", *TRACKED]
     listed = subprocess.run(command, capture_output=True, text=True, check=True)
     for name in listed.stdout.splitlines():
