@@ -8,13 +8,15 @@ same numbers. On the processor nothing at all is changed.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from stages.command import Refusal
+
+Precision = Literal["float32", "mixed"]
 
 # Draws that make a tensor (those that fill one, as `normal_`, are not covered, nor is dropout), and
 # what is unique but for signs, along which others draw or train.
@@ -49,14 +51,54 @@ def described(device: torch.device) -> str:
 
 
 @contextmanager
-def computing_on(device: torch.device) -> Iterator[None]:
+def computing_on(device: torch.device, precision: Precision = "float32") -> Iterator[None]:
     """Make new tensors on the device, and draw on the processor.
 
-    TF32 is off, in convolutions too: its 10 bits would be all that agrees with the processor.
+    Parameters
+    ----------
+    device : device
+    precision : "float32" or "mixed"
+        Mixed: products of float32 matrices take factors rounded to 8 bits (bfloat16, where the
+        processor has instructions for it) or 10 (TF32, on a GPU), and sum in float32. Otherwise
+        TF32 is off, in convolutions always: its bits would be all that agrees with the processor.
     """
-    if device.type == "cpu":  # without the microseconds that a mode costs each call
+    with _rounded_products(device, precision == "mixed"):
+        if device.type == "cpu":  # without the microseconds that a mode costs each call
+            yield
+            return
+        with _everything_on(device):
+            yield
+
+
+def rounds(device: torch.device) -> bool:
+    """Whether mixed precision is another than float32 on this device."""
+    if device.type == "cpu":
+        capabilities = torch.cpu.get_capabilities()
+        return any(capabilities.get(name) for name in ("amx_bf16", "avx512_bf16"))
+    return device.type == "cuda"
+
+
+@contextmanager
+def _rounded_products(device: torch.device, wanted: bool) -> Iterator[None]:
+    if not (wanted and rounds(device)):
         yield
         return
+    settings: Any
+    value: str | bool
+    if device.type == "cpu":
+        settings, name, value = torch.backends.mkldnn.matmul, "fp32_precision", "bf16"  # type: ignore[attr-defined]
+    else:
+        settings, name, value = torch.backends.cuda.matmul, "allow_tf32", True
+    before = getattr(settings, name)
+    setattr(settings, name, value)
+    try:
+        yield
+    finally:
+        setattr(settings, name, before)
+
+
+@contextmanager
+def _everything_on(device: torch.device) -> Iterator[None]:
     # The modes are asked from the last to the first: draws have their device before `device` sees
     # them.
     with (

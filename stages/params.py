@@ -52,6 +52,7 @@ class NetworkEntry(BaseModel):
     architecture: Name
     arguments: Settings
     training: Settings
+    precision: Literal["float32", "mixed"] = "float32"  # see `stages.device.computing_on`
 
 
 class Rectangle(BaseModel):
@@ -105,6 +106,7 @@ class RunEntry(BaseModel):
     method: Name
     network: Name
     settings: Settings
+    precision: Literal["float32", "mixed"] = "float32"  # see `stages.device.computing_on`
 
 
 class Scoring(BaseModel):

@@ -32,7 +32,7 @@ from stages.artifacts import (
     write_json,
 )
 from stages.command import Refusal, run
-from stages.device import chosen, computing_on, described
+from stages.device import Precision, chosen, computing_on, described
 from stages.params import GIVEN, RunEntry, bind, find, load
 
 # Problems with an estimate for each observation: those are split into shards.
@@ -77,7 +77,7 @@ def inputs_of(entry: RunEntry, *, settings: dict[str, Any], dataset: str) -> lis
     return [
         # All of the problem's methods: they share code.
         *(path.read_text(encoding="utf-8") for path in sorted(methods.glob("*.py"))),
-        json.dumps(settings, sort_keys=True),
+        json.dumps([settings, entry.precision], sort_keys=True),
         hashlib.sha256(checkpoint_path(entry.network).read_bytes()).hexdigest(),
         dataset,
     ]
@@ -93,12 +93,13 @@ def undivided(
     steps: int,
     label: str,
     device: torch.device,
+    precision: Precision,
 ) -> tuple[shards.Arrays, shards.Arrays]:
     """Run a method on everything at once, in this process; give its answers, and its loss and
     snapshots along the iterations."""
     with (
         tqdm(total=steps, desc=label, unit="step", disable=None if steps else True) as bar,
-        computing_on(device),
+        computing_on(device, precision),
     ):
 
         def progress(step: int, loss: float) -> None:
@@ -156,6 +157,7 @@ def main(name: str) -> None:
             steps=steps,
             label=name,
             device=params.device,
+            precision=entry.precision,
         )
         leading = observed.shape[:-2]
         answers = {key: value.reshape(*leading, *value.shape[1:]) for key, value in answers.items()}
@@ -170,6 +172,7 @@ def main(name: str) -> None:
             steps=steps,
             label=name,
             device=device,
+            precision=entry.precision,
         )
         memory, devices = shards.peak_memory(), described(device)
         count = len(answers["estimate"])

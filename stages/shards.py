@@ -23,7 +23,7 @@ from tqdm import tqdm
 from stages import engine
 from stages.artifacts import unfilled
 from stages.command import Refusal
-from stages.device import chosen, computing_on, described
+from stages.device import Precision, chosen, computing_on, described
 
 SIZE = 1000  # observations of a shard
 STARTING = 6.0  # seconds of work left from which on workers pay, which import torch first
@@ -111,6 +111,8 @@ class Shard(NamedTuple):
         See `Recorder`.
     device : str
         As in params.yaml: whoever solves the shard sees which one that is there.
+    precision : str
+        See `stages.device.computing_on`.
     """
 
     method: str
@@ -122,6 +124,7 @@ class Shard(NamedTuple):
     parts: list[tuple[int, int]]
     steps: int
     device: str
+    precision: Precision
 
 
 class Solved(NamedTuple):
@@ -198,7 +201,7 @@ def solve(shard: Shard, *, progress: Callable[[int, float], None] | None = None)
     network.eval().requires_grad_(False).to(device)
     observed = torch.tensor(shard.observed, device=device)
     recorder = Recorder(parts=shard.parts, steps=shard.steps, progress=progress)
-    with one_thread(), computing_on(device):
+    with one_thread(), computing_on(device, shard.precision):
         answer = method(network, observed, **shard.settings, callback=recorder)
     # A method with more to say than its estimate returns a dictionary of tensors.
     answers = answer if isinstance(answer, dict) else {"estimate": answer}
@@ -267,6 +270,7 @@ def run(
     steps: int,
     label: str,
     device: str,
+    precision: Precision,
 ) -> Merged:
     """Solve all shards: here, until workers of the engine would pay for the rest.
 
@@ -286,6 +290,8 @@ def run(
         Of the progress bar.
     device : str
         As in params.yaml.
+    precision : str
+        See `stages.device.computing_on`.
     """
     # A bad value is refused before there is work to lose. A GPU works for one process here: others
     # would wait for it, each with a context of its own.
@@ -308,6 +314,7 @@ def run(
                 parts=parts,
                 steps=steps,
                 device=device,
+                precision=precision,
             )
         )
     answers: Arrays = {}

@@ -160,7 +160,7 @@ def main(name: str) -> None:
     total = settings.get("epochs", settings.get("steps", 1))
     with (
         tqdm(total=total, desc=name, unit="epoch", disable=None) as bar,
-        computing_on(device),
+        computing_on(device, entry.precision),
     ):
 
         def progress(entry: dict[str, float]) -> None:

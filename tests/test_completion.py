@@ -571,6 +571,7 @@ def test_one_worker_or_two_give_the_same_samples(
             steps=0,
             label="",
             device="cpu",
+            precision="float32",
         )
         answers.append(merged.answers)
     assert all(np.array_equal(answers[0][key], answers[1][key]) for key in answers[0])

@@ -29,7 +29,7 @@ from stages.artifacts import (
 )
 from stages.check import check_all
 from stages.command import Refusal
-from stages.device import chosen, computing_on, described
+from stages.device import chosen, computing_on, described, rounds
 from stages.networks import denoiser, dense
 from stages.params import Params, load
 
@@ -244,6 +244,59 @@ def test_a_device_that_is_not_there_is_refused(
         load()
 
 
+CPU = torch.device("cpu")
+ROUNDS = pytest.mark.skipif(not rounds(CPU), reason="no bfloat16 instructions here")
+
+
+@ROUNDS
+def test_mixed_precision_rounds_the_factors_of_products_and_nothing_else() -> None:
+    left, right = torch.randn(64, 200), torch.randn(200, 48)
+    exact = left.double() @ right.double()
+    rounded = left.bfloat16().double() @ right.bfloat16().double()
+    with pytest.raises(ZeroDivisionError), computing_on(CPU, "mixed"):
+        mixed = left @ right
+        assert mixed.dtype == torch.float32
+        # Sums in float32 of rounded factors: far from the exact product, near to the rounded one.
+        assert (mixed - rounded).abs().max() < 1e-4
+        assert (mixed - exact).abs().max() > 1e-2
+        assert torch.equal(left.double() @ right.double(), exact)
+        raise ZeroDivisionError
+    assert ((left @ right) - exact).abs().max() < 1e-4
+    with computing_on(CPU, "float32"):
+        assert ((left @ right) - exact).abs().max() < 1e-4
+
+
+def test_a_processor_without_the_instructions_computes_in_float32(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
+    left, right = torch.randn(64, 200), torch.randn(200, 48)
+    expected = left @ right
+    with computing_on(CPU, "mixed"):
+        assert torch.equal(left @ right, expected)
+
+
+@ROUNDS
+def test_networks_and_runs_of_mixed_precision_are_near_those_of_float32(compute: Move) -> None:
+    compute(CPU)
+    given = load()
+    run = next(k for k, v in RUNS.items() if v["method"] == "backpropagation")
+    network = given.runs[run].network
+    weights, estimates = {}, {}
+    for precision in ("float32", "mixed"):
+        params = load().model_dump()
+        params["networks"][network]["precision"] = params["runs"][run]["precision"] = precision
+        write_params(Path(), params)
+        train.main(network)
+        reconstruct.main(run)
+        weights[precision] = read_json(history_path(network))["epochs"][-1]["training_loss"]
+        estimates[precision] = read_arrays(reconstruction_path(run))["estimate"]
+    assert weights["mixed"] != weights["float32"]
+    assert weights["mixed"] == pytest.approx(weights["float32"], rel=REDUCED["rtol"])
+    difference = np.abs(estimates["mixed"] - estimates["float32"])
+    assert difference.max() > 0 and difference.mean() < REDUCED["atol"]
+
+
 @pytest.mark.parametrize(("name", "asked"), [("local", 0), ("ray", 2)])
 def test_a_gpu_works_for_one_process_here_and_for_all_of_a_cluster(
     name: str, asked: int, monkeypatch: pytest.MonkeyPatch
@@ -270,6 +323,7 @@ def test_a_gpu_works_for_one_process_here_and_for_all_of_a_cluster(
         steps=0,
         label="",
         device="auto",
+        precision="float32",
     )
     assert len(sent) == asked and all(task.device == "auto" for task in sent)
     assert merged.device == pretend.NAME and merged.answers["estimate"].shape == (6, 28, 28)

@@ -242,6 +242,7 @@ def test_answers_of_any_shape_are_merged(monkeypatch: pytest.MonkeyPatch) -> Non
         steps=0,
         label="x",
         device="cpu",
+        precision="float32",
     )
     flat = observed.reshape(10, 28, 28)
     np.testing.assert_array_equal(merged.answers["estimate"], flat + 1.5)

@@ -4,8 +4,6 @@ from typing import Annotated
 
 import torch
 from pydantic import Field
-from sklearn.metrics.pairwise import nan_euclidean_distances
-from sklearn.neighbors import NearestNeighbors
 from torch import Tensor, nn
 
 from stages.artifacts import Callback
@@ -42,14 +40,11 @@ def reconstruct(
     count = min(neighbours, len(gallery))
     estimates = []
     for chunk in observed.flatten(1).split(CHUNK):
-        known = ~chunk.isnan()
-        if bool((known == known[0]).all()):  # one mask: far faster than distances with gaps
-            search = NearestNeighbors(n_neighbors=count, algorithm="brute")
-            search.fit(gallery[:, known[0]].cpu().numpy())
-            found = search.kneighbors(chunk[:, known[0]].cpu().numpy(), return_distance=False)
-            nearest = torch.as_tensor(found)
-        else:
-            distances = nan_euclidean_distances(chunk.cpu().numpy(), gallery.cpu().numpy())
-            nearest = torch.as_tensor(distances).topk(count, largest=False).indices
+        # |x - g|^2 over known pixels, but for |x|^2, which is the same for the whole gallery.
+        known = (~chunk.isnan()).float()
+        distances = torch.addmm(
+            known @ gallery.square().T, chunk.nan_to_num(0.0), gallery.T, alpha=-2
+        )
+        nearest = distances.topk(count, largest=False).indices
         estimates.append(gallery[nearest].mean(dim=1))
     return torch.cat(estimates).reshape(observed.shape)
