@@ -7,7 +7,7 @@ few steps, a short attack. Its matches say little.
 the weights.
 
 Beside every count of matched training images stands the count of as many held-out images that the
-network never saw, matched to the same candidates (see `stages.identification`).
+network never saw, matched to the same candidates (see `stages.scoring.identification`).
 
 About an hour on two free cores (estimated): 40 minutes for `sets`, 5 each for `growth` and
 `drivers`. Each point is written to benchmarks/results/identification.json when it is done. A
@@ -35,7 +35,11 @@ from benchmarks.data import dataset_name, read_splits
 from benchmarks.timing import RESULTS, peak_mebibytes, print_table, write_result
 from stages.artifacts import read_json, written_whole
 from stages.command import INTERRUPTED, Refusal
-from stages.identification import (
+from stages.methods.training_data import sparse_span
+from stages.networks.margin import Network
+from stages.params import GIVEN, SIDE, Params, bind, load
+from stages.pictures import COLOURS
+from stages.scoring.identification import (
     THRESHOLDS,
     Truth,
     correlations,
@@ -45,10 +49,6 @@ from stages.identification import (
     null_threshold,
     truth_of,
 )
-from stages.methods.training_data import sparse_span
-from stages.networks.margin import Network
-from stages.params import GIVEN, SIDE, Params, bind, load
-from stages.pictures import COLOURS
 
 NAME = "identification"
 PICTURE = Path("docs/pictures/training_data_drivers.png")

@@ -6,13 +6,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from sklearn.metrics.pairwise import nan_euclidean_distances
 from torch import Tensor, nn
 
 from benchmarks.data import read_images, read_network
 from benchmarks.timing import alternate, print_table, write_result
 from stages.command import run
 from stages.masks import missing_pixels
+from stages.methods.imputation import knn
 from stages.methods.imputation.backpropagation import reconstruct
+from stages.networks import gallery
 from stages.params import load
 
 NETWORKS = ("deep", "ffnn")
@@ -100,6 +103,20 @@ def compare(network: nn.Module, observed: Tensor, *, alone: int) -> dict[str, An
     }
 
 
+def neighbours(observed: Tensor, images: Tensor) -> dict[str, Any]:
+    """Images per second of finding those nearest by known pixels, ours and scikit-learn's."""
+    store = gallery.Network(count=len(images))
+    store.images = (255 * images).to(torch.uint8)
+
+    def distances() -> object:
+        return nan_euclidean_distances(observed.flatten(1).numpy(), images.flatten(1).numpy())
+
+    ours = partial(knn.reconstruct, store, observed, neighbours=10, callback=lambda *given: None)
+    seconds = alternate({"matrix products": ours, "scikit-learn": distances}, rounds=2)
+    rates = {name: len(observed) / value for name, value in seconds.items()}
+    return {"images_per_second": rates, "ratio": rates["matrix products"] / rates["scikit-learn"]}
+
+
 def main() -> None:
     """Compare images per second of imputation by backpropagation: 1,000 images with all masks in
     one batch, and one image at a time (rate of a few images)."""
@@ -136,10 +153,23 @@ def main() -> None:
             ["weights", *(result["weights"] for result in results.values())],
         ],
     )
+    nearest = neighbours(observed[-ALONE:], images)
+    print_table(
+        f"nearest of {len(images)} images by known pixels, {ALONE} images, a mask for each",
+        ["images per second", ""],
+        [[name, f"{rate:.0f}"] for name, rate in nearest["images_per_second"].items()],
+    )
     sizes = {"images": len(truth), "masks": len(masks.patterns), "one_at_a_time": ALONE}
     write_result(
         "imputation",
-        {"dataset": dataset, "networks": results, "rounds": ROUNDS, "sizes": sizes, "steps": STEPS},
+        {
+            "dataset": dataset,
+            "networks": results,
+            "neighbours": nearest,
+            "rounds": ROUNDS,
+            "sizes": sizes,
+            "steps": STEPS,
+        },
     )
 
 

@@ -31,9 +31,9 @@ from torch import Tensor, nn
 from benchmarks.data import dataset_name, read_splits
 from benchmarks.timing import alternate, print_table, write_result
 from stages.command import Refusal, run
-from stages.identification import CHOICE
 from stages.networks.margin import Network, Split, deltas, forward, gradient, training_set
 from stages.params import bind, load
+from stages.scoring.identification import CHOICE
 
 ENTRY = "margin_100"  # of params.yaml: 100 images
 TARGET = 0.2  # stationarity residual

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from benchmarks.data import read_images
 from benchmarks.timing import alternate, print_table, write_result
-from stages import quality
 from stages.command import run
+from stages.scoring import quality
 
 IMAGES = 1000
 LEVELS = 11  # of noise: as many pairs as an imputation run has
@@ -44,7 +44,7 @@ def loop(estimate: NDArray[np.float64], truth: NDArray[np.float64]) -> NDArray[n
 
 
 def main() -> None:
-    """Compare pairs per second of stages.quality.ssim on 11,000 pairs with a loop over
+    """Compare pairs per second of stages.scoring.quality.ssim on 11,000 pairs with a loop over
     scikit-image's structural_similarity (rate of 1,000 pairs), and their values."""
     dataset, images = read_images("test")
     estimate, truth = pairs(images[:IMAGES], levels=LEVELS, seed=0)
@@ -59,7 +59,7 @@ def main() -> None:
         f"SSIM of {dataset}: {len(truth)} pairs in a batch, {len(x)} of them in a loop",
         ["", "pairs per second"],
         [
-            ["stages.quality.ssim", f"{rates['batch']:.0f}"],
+            ["stages.scoring.quality.ssim", f"{rates['batch']:.0f}"],
             ["loop over scikit-image", f"{rates['loop']:.0f}"],
             ["ratio (wanted: 8)", f"{ratio:.1f}"],
             ["largest difference (allowed: 1e-6)", f"{apart:.1e}"],

@@ -26,6 +26,15 @@ def compared(
 
 
 def imputation(result: Result) -> Iterator[Row]:
+    if "neighbours" in result:
+        yield compared(
+            "nearest training images by known pixels",
+            "scikit-learn's nan_euclidean_distances",
+            result["neighbours"]["images_per_second"],
+            "matrix products",
+            "scikit-learn",
+            "images/s",
+        )
     for network, entry in result["networks"].items():
         yield compared(
             f"imputation by `{network}`, all images and masks in one batch",
@@ -83,6 +92,31 @@ def network_inversion(result: Result) -> Iterator[Row]:
         )
 
 
+def precision(result: Result) -> Iterator[Row]:
+    for what, entry in result["works"].items():
+        seconds, errors = entry["seconds"], entry["errors"]
+        yield (
+            f"mixed precision, `{what}` (error {errors['mixed'] / errors['float32']:.4f} times)",
+            f"{number(seconds['mixed'])} s",
+            "float32",
+            f"{number(seconds['float32'])} s",
+            entry["ratio"],
+        )
+
+
+def waiting(result: Result) -> Iterator[Row]:
+    for what, seconds in result["works"].items():
+        ours, *others = seconds
+        for other in others:
+            yield (
+                f"threads that wait briefly: {what}",
+                f"{number(1000 * seconds[ours])} ms",
+                other,
+                f"{number(1000 * seconds[other])} ms",
+                seconds[other] / seconds[ours],
+            )
+
+
 def overhead(result: Result) -> Iterator[Row]:
     seconds = result["noop_seconds"]
     yield (
@@ -100,6 +134,8 @@ ROWS: dict[str, Callable[[Result], Iterator[Row]]] = {
     "kkt": kkt,
     "decoder_inversion": decoder_inversion,
     "network_inversion": network_inversion,
+    "precision": precision,
+    "waiting": waiting,
     "overhead": overhead,
 }
 

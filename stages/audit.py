@@ -31,12 +31,12 @@ from stages.artifacts import (
 )
 from stages.command import Refusal, run
 from stages.complete import NoMemory, check_target, write_picture
-from stages.identification import Truth, shown_pairs
 from stages.methods.training_data import sparse_span
 from stages.methods.training_data.row_differences import two_hidden_layers
 from stages.params import GIVEN, Params, bind, load
 from stages.pictures import scale_of, sheet, split_rows, stacked
 from stages.score import means_with_intervals, score_training_data
+from stages.scoring.identification import Truth, shown_pairs
 
 PICKLES = (".pt", ".pth", ".bin", ".pkl", ".ckpt")
 DEFAULT = "sparse_span"  # short name of the run whose settings are taken

@@ -18,7 +18,7 @@ from stages.artifacts import (
 from stages.command import run
 from stages.methods.imputation import ridge
 from stages.params import load
-from stages.quality import labels_of, mse
+from stages.scoring.quality import labels_of, mse
 
 
 def pca_curve(images: Tensor, *, mean: Tensor, covariance: Tensor) -> list[float]:

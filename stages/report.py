@@ -11,7 +11,6 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from stages import decoder_inversion, identification, network_inversion, uncertainty
 from stages.artifacts import (
     BASELINES,
     DATASET,
@@ -27,9 +26,10 @@ from stages.artifacts import (
     written_whole,
 )
 from stages.command import run
-from stages.identification import THRESHOLDS
 from stages.params import Params, load
 from stages.pictures import COLOURS, completed, scale_of, sheet, split_rows, stacked
+from stages.scoring import decoder_inversion, identification, network_inversion, uncertainty
+from stages.scoring.identification import THRESHOLDS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

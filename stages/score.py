@@ -9,7 +9,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stages import decoder_inversion, identification, network_inversion, quality, uncertainty
 from stages.artifacts import (
     BASELINES,
     CODES,
@@ -29,6 +28,13 @@ from stages.artifacts import (
 )
 from stages.command import Refusal, run
 from stages.params import Params, load
+from stages.scoring import (
+    decoder_inversion,
+    identification,
+    network_inversion,
+    quality,
+    uncertainty,
+)
 
 RANKS = (50, 100, 150)  # how many candidates, by the attack's own ranking, precision looks at
 

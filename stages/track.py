@@ -25,7 +25,6 @@ import yaml
 from filelock import FileLock
 from tqdm import tqdm
 
-from stages import decoder_inversion, identification, network_inversion
 from stages.artifacts import (
     DATASET,
     checkpoint_path,
@@ -44,6 +43,7 @@ from stages.networks.gaussian import Network as Gaussian
 from stages.networks.margin import Network as Margin
 from stages.networks.regression import Network as Regression
 from stages.pictures import COLOURS, completed, mosaic, scale_of, split_rows
+from stages.scoring import decoder_inversion, identification, network_inversion
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 # A server that does not answer should be reported within seconds: the results are safe, and

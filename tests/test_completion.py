@@ -10,7 +10,7 @@ from scipy.spatial.distance import cdist
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from stages import report, shards, uncertainty
+from stages import report, shards
 from stages.command import Refusal
 from stages.masks import missing_pixels
 from stages.methods.imputation import (
@@ -29,7 +29,8 @@ from stages.methods.imputation import (
 from stages.networks import denoiser, gallery, prior
 from stages.networks import masked as masked_network
 from stages.params import GIVEN, EveryNthRow, Mask, RandomPixels, Rectangle, bind
-from stages.quality import mse
+from stages.scoring import uncertainty
+from stages.scoring.quality import mse
 
 BOTTOM = Rectangle(kind="rectangle", rows=[14, 27], columns=[0, 27])
 RANDOM = RandomPixels(kind="random", share=0.5)

@@ -9,7 +9,6 @@ import torch
 from scipy.optimize import least_squares, lsq_linear
 from torch import Tensor
 
-from stages import decoder_inversion
 from stages.command import Refusal
 from stages.methods.decoder_inversion import (
     bounded,
@@ -21,6 +20,7 @@ from stages.methods.decoder_inversion import (
 from stages.methods.decoder_inversion._decoder import decode, jacobian, weighted_solutions
 from stages.networks import dense, vae
 from stages.optima import PENALTIES
+from stages.scoring import decoder_inversion
 
 SIZE = 4
 LAYERWISE: dict[str, Any] = {

@@ -353,3 +353,19 @@ def test_candidates_that_get_more_are_watched_as_far_as_they_are_there_throughou
     assert watched["snapshots"].shape == (3, 1, 3, 2, 2)
     assert watched["snapshots"][:, 0, 0, 0, 0].tolist() == [0, 1, 2]
     assert watched["loss"].tolist() == [[0], [1], [2]]
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [({}, "5000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "PASSIVE"}, "None")],
+)
+def test_threads_wait_briefly_unless_the_user_says_otherwise(
+    given: dict[str, str], expected: str
+) -> None:
+    hidden = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+    environment = {k: v for k, v in os.environ.items() if k not in hidden} | given
+    script = "import os, stages; print(os.environ.get('GOMP_SPINCOUNT'))"
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == expected

@@ -14,13 +14,14 @@ import torch
 from conftest import TINY, write_params
 from torch import Tensor
 
-from stages import identification, report, score, track
+from stages import report, score, track
 from stages.artifacts import write_arrays, write_json
 from stages.command import Refusal
-from stages.identification import Truth
 from stages.networks.margin import Network
 from stages.params import load
 from stages.pictures import GAP, mosaic, split_rows
+from stages.scoring import identification
+from stages.scoring.identification import Truth
 
 PARITY: dict[str, Any] = {
     "examples": "parity",

@@ -9,7 +9,6 @@ import torch
 from scipy.optimize import LinearConstraint, linprog, minimize
 from torch import Tensor
 
-from stages import network_inversion
 from stages.artifacts import write_arrays
 from stages.command import Refusal
 from stages.methods.network_inversion import (
@@ -32,6 +31,7 @@ from stages.methods.network_inversion._nearest import (
 from stages.networks import classifier, lstm, margin, regression, vae
 from stages.params import bind, find
 from stages.score import means_with_intervals
+from stages.scoring import network_inversion
 
 PROBLEMS = 1000  # small random ones
 

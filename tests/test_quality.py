@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from stages import quality
+from stages.scoring import quality
 
 
 @given(

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from stages.command import Refusal
-from stages.identification import correlations, match
 from stages.methods.training_data import _row_space, row_differences, sparse_span
 from stages.methods.training_data._row_space import RowSpace
 from stages.methods.training_data.row_differences import differences, distinct, unit_groups
 from stages.methods.training_data.sparse_span import solve
 from stages.networks.margin import Network, Split, training_set
 from stages.reconstruct import Memory
+from stages.scoring.identification import correlations, match
 
 SIDE = 20
 SHAPE = (SIDE, SIDE)

@@ -2,9 +2,10 @@
 
 import numpy as np
 
-from stages import quality, report
+from stages import report
 from stages.artifacts import BASELINES, history_path, read_json, read_split
 from stages.command import Refusal
+from stages.scoring import quality
 from stages.sections import charts, strips
 from stages.sections.model import (
     Block,

@@ -5,10 +5,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from stages import decoder_inversion
 from stages.artifacts import CODES, checkpoint_path, load_checkpoint, observed_path, read_arrays
 from stages.command import Refusal
-from stages.decoder_inversion import OFF_RANGE, ROUNDING
+from stages.scoring import decoder_inversion
+from stages.scoring.decoder_inversion import OFF_RANGE, ROUNDING
 from stages.sections import charts, strips
 from stages.sections.model import (
     Block,

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from stages.artifacts import metrics_path, read_arrays, read_json, reconstruction_path
 from stages.command import Refusal
-from stages.quality import bootstrap
+from stages.scoring.quality import bootstrap
 
 Better = Literal["lower", "higher", ""]
 Scores = dict[str, Any]

@@ -4,9 +4,9 @@ import math
 
 import numpy as np
 
-from stages import network_inversion
 from stages.artifacts import checkpoint_path, load_checkpoint
 from stages.command import Refusal
+from stages.scoring import network_inversion
 from stages.sections import charts, strips
 from stages.sections.model import (
     Block,

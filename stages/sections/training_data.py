@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from stages import identification
 from stages.artifacts import checkpoint_path, load_checkpoint, read_split
 from stages.command import Refusal
-from stages.identification import THRESHOLDS
 from stages.networks.margin import Network as Margin
 from stages.report import threshold_curve
+from stages.scoring import identification
+from stages.scoring.identification import THRESHOLDS
 from stages.sections import charts, strips
 from stages.sections.model import (
     EACH,

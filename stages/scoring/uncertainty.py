@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from stages import quality
 from stages.pictures import COLOURS, completed, sheet
+from stages.scoring import quality
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
-from stages import quality
 from stages.command import Refusal
 from stages.pictures import mosaic, sheet
+from stages.scoring import quality
 
 OFF_RANGE = "off_range"
 # How far the output of a found code may be from that of the true one, in any pixel: the step that

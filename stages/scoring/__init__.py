@@ -1,0 +1,1 @@
+"""What scores are made of: measures of images, and what each problem counts."""
