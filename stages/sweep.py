@@ -193,7 +193,9 @@ class Plan:
         if name not in self.in_step:
             locked = self.lock.get("stages", {}).get(f"train@{name}", {})
             recorded = locked.get("params", {}).get(PARAMS.name, {})
-            wanted = {f"networks.{name}": entry.model_dump(), "device": params.device}
+            # As params.yaml says it, which may leave defaults out.
+            stated = entry.model_dump(exclude_defaults=True)
+            wanted = {f"networks.{name}": stated, "device": params.device}
             self.in_step[name] = recorded == wanted and all(
                 _is_file(Path(item["path"]), md5=item["md5"])
                 for item in [*locked["deps"], *locked["outs"]]
