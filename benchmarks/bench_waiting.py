@@ -1,4 +1,4 @@
-"""How OpenMP's threads wait for the next small matrix: alone, and beside a busy process."""
+"""How OpenMP's threads wait for the next small matrix: alone, and beside busy processes."""
 
 import json
 import os
@@ -56,9 +56,9 @@ def measured(way: dict[str, str]) -> dict[str, float]:
 
 def main() -> None:
     """Compare the seconds of small matrices, with OpenMP's threads waiting in three ways, on free
-    cores and beside a process that takes one of them."""
+    cores and beside processes that take one core each."""
     results: dict[str, Any] = {}
-    for beside, others in (("alone", 0), ("beside a busy process", 1)):
+    for beside, others in (("alone", 0), ("beside one busy process", 1), ("beside two", 2)):
         busy = [subprocess.Popen([sys.executable, "-c", BUSY]) for _ in range(others)]
         try:
             turns = [{name: measured(way) for name, way in WAYS.items()} for _ in range(TURNS)]
