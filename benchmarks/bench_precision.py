@@ -67,11 +67,15 @@ def main() -> None:
             contestants[name] = partial(imputed, params, name, observed)
     results: dict[str, Any] = {}
     for name, contestant in contestants.items():
-        calls: dict[str, Any] = {p: partial(contestant, p) for p in PRECISIONS}
+        answers: dict[Precision, Any] = {}
+
+        def keep(precision: Precision, contestant: Any = contestant, to: Any = answers) -> None:
+            to[precision] = contestant(precision)
+
+        calls: dict[str, Any] = {p: partial(keep, p) for p in PRECISIONS}
         seconds = alternate(calls, rounds=TURNS)
         errors = {}
-        for precision, call in calls.items():
-            answer = call()
+        for precision, answer in answers.items():
             if isinstance(answer, list):
                 errors[precision] = answer[-1]["training_loss"]
             else:
