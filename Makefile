@@ -8,7 +8,7 @@ STORE ?= .
 PORT ?= 5000
 READY := .venv/ready
 
-.PHONY: help setup demo run test servers cluster sweep faults track ui plots report compare bench screenshots lint constraints
+.PHONY: help setup demo run test portability servers cluster sweep faults track ui plots report compare bench screenshots lint constraints
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
@@ -43,6 +43,9 @@ cluster: $(READY) ## the tests of a Ray cluster on this machine, which take minu
 sweep: $(READY) ## a sweep of params.yaml, by its NAME; RETRACE_WORKERS and RETRACE_ENGINE say where
 	@python -m stages.sweep $(NAME)
 
+portability: $(READY) ## the numerical tests and a small pipeline as on other processors (half an hour)
+	RETRACE_PORTABILITY=full python -m pytest --numprocesses 2 tests/test_portability.py
+
 faults: $(READY) ## every fault: kills, full disks, hostile files, mutated parameters (an hour)
 	RETRACE_FAULTS=full python -m pytest -rA tests/faults tests/test_params.py
 
@@ -75,7 +78,7 @@ lint: $(READY) ## ruff and mypy; bandit where it is installed
 	ruff check .
 	ruff format --check .
 	mypy
-	@if command -v bandit >/dev/null; then bandit --quiet --recursive --configfile pyproject.toml stages; fi
+	@if [ -x .venv/bin/bandit ]; then bandit --quiet --recursive --configfile pyproject.toml stages; fi
 
 constraints: $(READY) ## pin everything that is installed now
 	.venv/bin/pip freeze --exclude-editable | sed -E 's/^torch @.*|^torch==.*/torch==2.13.0/' > constraints.txt

@@ -10,7 +10,7 @@ from torch import Tensor
 from benchmarks.data import read_images, read_network, read_splits
 from benchmarks.timing import alternate, print_table, write_result
 from stages.command import run
-from stages.device import Precision, computing_on, rounds
+from stages.device import Precision, computing_on, matmul_precision
 from stages.masks import missing_pixels
 from stages.params import GIVEN, Params, bind, find, load
 from stages.scoring.quality import mse
@@ -84,7 +84,7 @@ def main() -> None:
         results[name] = {"seconds": seconds, "ratio": ratio, "errors": errors}
     print_table(
         f"{len(truth)} images of {dataset}, mask {MASK}; {EPOCHS} epochs of training; "
-        f"instructions for bfloat16: {'yes' if rounds(CPU) else 'none'}",
+        f"mixed is {matmul_precision(CPU, 'mixed')} here",
         ["", *(f"{p}, s" for p in PRECISIONS), "ratio", *(f"{p}, error" for p in PRECISIONS)],
         [
             [

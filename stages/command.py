@@ -13,6 +13,22 @@ class Refusal(Exception):
     """Bad input or a state that cannot go on; its text is the one line that the user reads."""
 
 
+def parser_of(
+    program: str,
+    description: str | None,
+    *,
+    name: str | None = None,
+    arguments: Callable[[argparse.ArgumentParser], None] | None = None,
+) -> argparse.ArgumentParser:
+    """The parser of a stage's command line, see `run`."""
+    parser = argparse.ArgumentParser(prog=program, description=description)
+    if name:
+        parser.add_argument("name", metavar=name.upper(), help=f"the {name}, as in params.yaml")
+    if arguments:
+        arguments(parser)
+    return parser
+
+
 def run(
     main: Callable[..., None],
     *,
@@ -37,12 +53,9 @@ def run(
     """
     module = getattr(sys.modules[main.__module__], "__spec__", None)
     program = module.name if module else main.__module__
-    parser = argparse.ArgumentParser(prog=f"python -m {program}", description=main.__doc__)
-    if name:
-        parser.add_argument("name", metavar=name.upper(), help=f"the {name}, as in params.yaml")
-    if arguments:
-        arguments(parser)
-    given = parser.parse_args()
+    given = parser_of(
+        f"python -m {program}", main.__doc__, name=name, arguments=arguments
+    ).parse_args()
     try:
         main(**vars(given))
     except Refusal as refusal:

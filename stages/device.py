@@ -8,6 +8,7 @@ same numbers. On the processor nothing at all is changed.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import Any, Literal
 
 import torch
@@ -25,6 +26,10 @@ DRAWS = frozenset(
     | {torch.rand_like, torch.randn_like, torch.multinomial, Tensor.multinomial}
 )
 UNSIGNED = frozenset({torch.linalg.eigh})
+# A number, and what is left of it with the bits of each format: 24, 11 (TF32) and 8 (bfloat16).
+PROBE = 1 + 2**-9 + 2**-13
+ROUNDED = {"float32": PROBE, "tf32": 1 + 2**-9, "bfloat16": 1.0}
+PROBED = 256  # rows: as large as the matrices of a small network
 # Which of them take a device.
 FACTORIES = frozenset({torch.rand, torch.randn, torch.randint, torch.randperm})
 
@@ -58,11 +63,12 @@ def computing_on(device: torch.device, precision: Precision = "float32") -> Iter
     ----------
     device : device
     precision : "float32" or "mixed"
-        Mixed: products of float32 matrices take factors rounded to 8 bits (bfloat16, where the
-        processor has instructions for it) or 10 (TF32, on a GPU), and sum in float32. Otherwise
-        TF32 is off, in convolutions always: its bits would be all that agrees with the processor.
+        Mixed: products of float32 matrices take factors rounded to 8 bits (bfloat16, on a processor
+        that gains by it) or 11 (TF32, on a GPU), and sum in float32; elsewhere it changes nothing,
+        see `matmul_precision`. Otherwise TF32 is off, in convolutions always: its bits would be all
+        that agrees with the processor.
     """
-    with _rounded_products(device, precision == "mixed"):
+    with _rounded_products(device, matmul_precision(device, precision) != "float32"):
         if device.type == "cpu":  # without the microseconds that a mode costs each call
             yield
             return
@@ -70,17 +76,47 @@ def computing_on(device: torch.device, precision: Precision = "float32") -> Iter
             yield
 
 
-def rounds(device: torch.device) -> bool:
-    """Whether mixed precision is another than float32 on this device."""
-    if device.type == "cpu":
-        capabilities = torch.cpu.get_capabilities()
-        return any(capabilities.get(name) for name in ("amx_bf16", "avx512_bf16"))
-    return device.type == "cuda"
+def matmul_precision(device: torch.device, precision: Precision) -> str:
+    """What factors of float32 matrix products are rounded to within `computing_on`.
+
+    Returns
+    -------
+    "float32" (not at all), "bfloat16" or "tf32"
+    """
+    return "float32" if precision == "float32" else _mixed_precision(device)
+
+
+@cache
+def _mixed_precision(device: torch.device) -> str:
+    """Told by a product: a processor may have the instructions, and its library not use them."""
+    if device.type not in ("cpu", "cuda"):
+        return "float32"
+    with _rounded_products(device, True):
+        left = torch.full((PROBED, PROBED), PROBE, device=device)
+        return told_by(left @ torch.ones_like(left))
+
+
+def told_by(product: Tensor) -> str:
+    """What the factors of a product were rounded to.
+
+    Parameters
+    ----------
+    product : (`PROBED`, `PROBED`)
+        Of a matrix of `PROBE` and one of 1, both square.
+    """
+    entry = float(product[0, 0]) / PROBED
+    return min(ROUNDED, key=lambda name: abs(ROUNDED[name] - entry))
+
+
+def announce(label: str, found: str, precision: Precision) -> None:
+    """Say, where mixed precision is asked for, that it is float32 here."""
+    if precision == "mixed" and found == "float32":
+        print(f"{label}: precision = 'mixed' changes nothing on this machine: it is float32")
 
 
 @contextmanager
 def _rounded_products(device: torch.device, wanted: bool) -> Iterator[None]:
-    if not (wanted and rounds(device)):
+    if not wanted:
         yield
         return
     settings: Any

@@ -37,7 +37,7 @@ from stages.sections.model import Section, State
 
 PAGE = Path("metrics/page.html")
 REPORT = Path("metrics/report.html")
-SUMMARY = Path("metrics/summary.md")
+SUMMARY = Path("metrics/page.md")
 LOCK = Path("dvc.lock")
 TEMPLATES = Path(__file__).parent / "sections" / "templates"
 LARGEST = 10_000_000  # bytes: what one may send by e-mail
@@ -211,7 +211,7 @@ def summary(parts: Sequence[Section]) -> str:
 
 
 def draw() -> None:
-    """Write metrics/page.html and metrics/summary.md."""
+    """Write metrics/page.html and metrics/page.md."""
     state = present_state()
     parts = [problem.section(state) for problem in PROBLEMS]
     text = rendered(

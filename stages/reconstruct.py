@@ -32,7 +32,14 @@ from stages.artifacts import (
     write_json,
 )
 from stages.command import Refusal, run
-from stages.device import Precision, chosen, computing_on, described
+from stages.device import (
+    Precision,
+    announce,
+    chosen,
+    computing_on,
+    described,
+    matmul_precision,
+)
 from stages.params import GIVEN, RunEntry, bind, find, load
 
 # Problems with an estimate for each observation: those are split into shards.
@@ -146,9 +153,11 @@ def main(name: str) -> None:
         interrupted_path(name), inputs=inputs_of(entry, settings=settings, dataset=dataset)
     )
     steps = settings.get("steps") or settings.get("rounds") or 0
+    rounded = matmul_precision(device, entry.precision)
+    announce(name, rounded, entry.precision)
     started = time.time()
     if entry.problem in LIKE_OBSERVED:
-        answers, watched, memory, devices = shards.run(
+        answers, watched, memory, devices, rounded = shards.run(
             network,
             observed,
             method=f"{entry.problem}.{entry.method}",
@@ -190,7 +199,13 @@ def main(name: str) -> None:
     }
     write_arrays(reconstruction_path(name), arrays)
     # Beside it, not in it: the same parameters give the same bytes, but never the same seconds.
-    timing = {"started": started, "seconds": seconds, "peak_memory": memory, "device": devices}
+    timing = {
+        "started": started,
+        "seconds": seconds,
+        "peak_memory": memory,
+        "device": devices,
+        "matmul_precision": rounded,
+    }
     write_json(timing_path(name), {"run": name, "dataset": dataset, **timing})
     kept.forget()
     print(f"{name}: {count} images in {seconds:.1f} s")

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from stages import engine
 from stages.artifacts import unfilled
 from stages.command import Refusal
-from stages.device import Precision, chosen, computing_on, described
+from stages.device import Precision, chosen, computing_on, described, matmul_precision
 
 SIZE = 1000  # observations of a shard
 STARTING = 6.0  # seconds of work left from which on workers pay, which import torch first
@@ -129,22 +129,24 @@ class Shard(NamedTuple):
 
 class Solved(NamedTuple):
     """Answers of a shard, arrays of leading length B; what was watched; bytes of memory; the label
-    of the device."""
+    of the device; what its products rounded to (see `stages.device.matmul_precision`)."""
 
     answers: Arrays
     watched: Watched
     peak_memory: int
     device: str
+    matmul_precision: str
 
 
 class Merged(NamedTuple):
     """Answers of all shards, arrays of leading length B; loss and snapshots; bytes, at most, that
-    one of the processes took; labels of the devices."""
+    one of the processes took; labels of the devices, and what their products rounded to."""
 
     answers: Arrays
     watched: Arrays
     peak_memory: int
     device: str
+    matmul_precision: str
 
 
 def plan(*, groups: int, images: int) -> list[tuple[slice, list[tuple[int, int]]]]:
@@ -212,7 +214,8 @@ def solve(shard: Shard, *, progress: Callable[[int, float], None] | None = None)
                 f"{len(observed)} observations"
             )
     arrays = {key: value.detach().cpu().numpy() for key, value in answers.items()}
-    return Solved(arrays, recorder.watched(), peak_memory(), described(device))
+    rounded = matmul_precision(device, shard.precision)
+    return Solved(arrays, recorder.watched(), peak_memory(), described(device), rounded)
 
 
 def merged_watched(watched: list[Watched], parts: list[list[int]], *, groups: int) -> Arrays:
@@ -319,7 +322,7 @@ def run(
         )
     answers: Arrays = {}
     watched: dict[int, Watched] = {}
-    peaks, devices = [], set()
+    peaks, devices, precisions = [], set(), set()
 
     def keep(i: int, solved: Solved) -> None:
         """Put the answers of a shard into their rows at once: no array is held twice."""
@@ -330,6 +333,7 @@ def run(
         watched[i] = solved.watched
         peaks.append(solved.peak_memory)
         devices.add(solved.device)
+        precisions.add(solved.matmul_precision)
 
     each = max(steps, 1)  # of the progress bar
     with tqdm(total=each * len(shards), desc=label, unit="step", disable=None) as bar:
@@ -354,4 +358,10 @@ def run(
     sizes = [[end - first for first, end in shard.parts] for shard in shards]
     ordered = [watched[i] for i in range(len(shards))]
     merged = merged_watched(ordered, sizes, groups=groups)
-    return Merged(answers, merged, max(peak_memory(), *peaks), ", ".join(sorted(devices)))
+    return Merged(
+        answers,
+        merged,
+        max(peak_memory(), *peaks),
+        ", ".join(sorted(devices)),
+        ", ".join(sorted(precisions)),
+    )

@@ -580,7 +580,9 @@ def main() -> None:
                 tags={
                     **identity,
                     "dataset": dataset["name"],
-                    "device": timing.get("device", "cpu"),  # older files do not say
+                    # Older files do not say.
+                    "device": timing.get("device", "cpu"),
+                    "matmul_precision": timing.get("matmul_precision", "not recorded"),
                     "mlflow.source.git.commit": commit,
                     "mlflow.source.name": stages[stage_name]["cmd"],
                     "mlflow.runColor": COLOURS[position % len(COLOURS)],

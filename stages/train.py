@@ -19,7 +19,7 @@ from stages.artifacts import (
     write_json,
 )
 from stages.command import Refusal, run
-from stages.device import chosen, computing_on, described
+from stages.device import announce, chosen, computing_on, described, matmul_precision
 from stages.params import Seed, bind, find, load
 
 EVALUATION_BATCH = 2000
@@ -150,6 +150,8 @@ def main(name: str) -> None:
     training, validation = (
         (images.to(device), labels.to(device)) for images, labels in map(read_split, SPLITS)
     )
+    rounded = matmul_precision(device, entry.precision)
+    announce(name, rounded, entry.precision)
     started = time.time()
     own = getattr(architecture, "fit", None)  # one that is not trained by epochs of Adam
     settings = bind(
@@ -187,6 +189,7 @@ def main(name: str) -> None:
             "started": started,
             "seconds": time.time() - started,
             "device": described(device),
+            "matmul_precision": rounded,
             "parameters": sum(tensor.numel() for tensor in network.state_dict().values()),
             "epochs": history,
         },

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import execute
+from conftest import ROOT, commit, execute
 
-SCRIPT = Path(__file__).parents[1] / ".ci" / "repro.py"
+SCRIPT = ROOT / ".ci" / "repro.py"
 CONFIG = "[core]\n    analytics = false\n    check_update = false\n    no_scm = true\n"
 # first -> second, and other by itself. `second` writes an uncached output, as a score does.
 STAGES: dict[str, dict[str, Any]] = {
@@ -68,6 +68,36 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def workspace(original: Path, tmp_path: Path) -> Path:
     return shutil.copytree(original, tmp_path / "copy")
+
+
+def test_no_stage_has_both_cached_and_uncached_outputs() -> None:
+    """DVC restores no such stage: a clone with the cache would run it again for nothing."""
+    text = (ROOT / "dvc.yaml").read_text(encoding="utf-8")
+    stages = [stage.get("do", stage) for stage in yaml.safe_load(text)["stages"].values()]
+    assert len(stages) > 10
+    for stage in stages:
+        outputs = [*stage.get("outs", []), *stage.get("metrics", [])]
+        cached = {not isinstance(out, dict) or out.popitem()[1]["cache"] for out in outputs}
+        assert len(cached) < 2, stage
+
+
+@pytest.mark.xdist_group("pipeline")
+def test_a_fresh_clone_with_the_cache_alone_runs_no_stage_of_the_pipeline(
+    finished: Path, tmp_path: Path
+) -> None:
+    origin, clone = (
+        shutil.copytree(finished, tmp_path / "origin", symlinks=True),
+        tmp_path / "clone",
+    )
+    commit(origin)
+    execute("git", "clone", "--quiet", str(origin), str(clone), cwd=tmp_path)
+    shutil.copytree(origin / ".dvc" / "cache", clone / ".dvc" / "cache")
+    assert repro(clone) == (0, {})
+    assert execute("git", "status", "--porcelain", cwd=clone).stdout == ""
+    # All that dvc.lock names lies there, as it was made.
+    assert (clone / "metrics" / "page.html").read_bytes() == (
+        finished / "metrics" / "page.html"
+    ).read_bytes()
 
 
 def test_only_what_changed_and_what_follows_it_runs(workspace: Path) -> None:

@@ -4,6 +4,7 @@ The other device is an emulated one (see pretend.py), and a GPU where there is o
 """
 
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pretend
 import pytest
 import small
 import torch
-from conftest import ROOT, TINY, write_params
+from conftest import ROOT, TINY, execute, write_params
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 from torch import Tensor
@@ -29,7 +30,15 @@ from stages.artifacts import (
 )
 from stages.check import check_all
 from stages.command import Refusal
-from stages.device import chosen, computing_on, described, rounds
+from stages.device import (
+    PROBE,
+    PROBED,
+    chosen,
+    computing_on,
+    described,
+    matmul_precision,
+    told_by,
+)
 from stages.networks import denoiser, dense
 from stages.params import Params, load
 
@@ -245,38 +254,57 @@ def test_a_device_that_is_not_there_is_refused(
 
 
 CPU = torch.device("cpu")
-ROUNDS = pytest.mark.skipif(not rounds(CPU), reason="no bfloat16 instructions here")
+MIXED = matmul_precision(CPU, "mixed")  # bfloat16 on some processors, float32 on others
 
 
-@ROUNDS
-def test_mixed_precision_rounds_the_factors_of_products_and_nothing_else() -> None:
+def test_mixed_precision_rounds_as_is_recorded_and_nothing_else() -> None:
+    torch.manual_seed(0)
     left, right = torch.randn(64, 200), torch.randn(200, 48)
     exact = left.double() @ right.double()
     rounded = left.bfloat16().double() @ right.bfloat16().double()
     with pytest.raises(ZeroDivisionError), computing_on(CPU, "mixed"):
         mixed = left @ right
         assert mixed.dtype == torch.float32
-        # Sums in float32 of rounded factors: far from the exact product, near to the rounded one.
-        assert (mixed - rounded).abs().max() < 1e-4
-        assert (mixed - exact).abs().max() > 1e-2
+        # Sums in float32: far from the one product, near to the other.
+        near, far = (rounded, exact) if MIXED == "bfloat16" else (exact, rounded)
+        assert (mixed - near).abs().max() < 1e-4
+        assert (mixed - far).abs().max() > 1e-2
         assert torch.equal(left.double() @ right.double(), exact)
         raise ZeroDivisionError
     assert ((left @ right) - exact).abs().max() < 1e-4
     with computing_on(CPU, "float32"):
         assert ((left @ right) - exact).abs().max() < 1e-4
+    assert matmul_precision(CPU, "float32") == "float32"
 
 
-def test_a_processor_without_the_instructions_computes_in_float32(
-    monkeypatch: pytest.MonkeyPatch,
+def test_a_product_tells_what_its_factors_were_rounded_to() -> None:
+    left = torch.full((PROBED, PROBED), PROBE)
+    ones = torch.ones_like(left)
+    # TF32 keeps 10 bits of the fraction, a float32 has 13 more.
+    tf32 = ((left.view(torch.int32) + 2**12) & ~(2**13 - 1)).view(torch.float32)
+    assert told_by(left @ ones) == "float32"
+    assert told_by(tf32 @ ones) == "tf32"
+    assert told_by(left.bfloat16().float() @ ones) == "bfloat16"
+
+
+def test_a_processor_without_the_instructions_records_float32_and_says_so_once(
+    compute: Move,
 ) -> None:
-    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
-    left, right = torch.randn(64, 200), torch.randn(200, 48)
-    expected = left @ right
-    with computing_on(CPU, "mixed"):
-        assert torch.equal(left @ right, expected)
+    compute(CPU)
+    run = next(k for k, v in RUNS.items() if v["method"] == "backpropagation")
+    params = load().model_dump()
+    params["runs"][run]["precision"] = "mixed"
+    write_params(Path(), params)
+    command = f"from stages.reconstruct import main; main({run!r})"
+    shared = {"PYTHONPATH": str(ROOT), "RETRACE_WORKERS": "1"}
+    for isa, found in (("AVX2", "float32"), ("DEFAULT", MIXED)):
+        done = execute(sys.executable, "-c", command, cwd=Path(), ONEDNN_MAX_CPU_ISA=isa, **shared)
+        told = done.stdout.count(f"{run}: precision = 'mixed' changes nothing on this machine")
+        assert told == (found == "float32")
+        assert read_json(timing_path(run))["matmul_precision"] == found
 
 
-@ROUNDS
+@pytest.mark.skipif(MIXED == "float32", reason="mixed precision is float32 on this processor")
 def test_networks_and_runs_of_mixed_precision_are_near_those_of_float32(compute: Move) -> None:
     compute(CPU)
     given = load()
@@ -291,6 +319,9 @@ def test_networks_and_runs_of_mixed_precision_are_near_those_of_float32(compute:
         reconstruct.main(run)
         weights[precision] = read_json(history_path(network))["epochs"][-1]["training_loss"]
         estimates[precision] = read_arrays(reconstruction_path(run))["estimate"]
+        assert read_json(history_path(network))["matmul_precision"] == (
+            MIXED if precision == "mixed" else "float32"
+        )
     assert weights["mixed"] != weights["float32"]
     assert weights["mixed"] == pytest.approx(weights["float32"], rel=REDUCED["rtol"])
     difference = np.abs(estimates["mixed"] - estimates["float32"])
