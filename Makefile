@@ -60,6 +60,7 @@ plots: $(READY) ## dvc plots as one page that works offline: dvc_plots/index.htm
 	dvc plots show
 
 report: $(READY) ## what people look at, in one file that works offline: metrics/report.html
+	@python -m stages.mend
 	dvc repro page
 	@python -m stages.page --stamp
 

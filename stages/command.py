@@ -2,11 +2,13 @@
 
 import argparse
 import errno
+import io
 import sys
 from collections.abc import Callable
 
 REFUSED = 2
 INTERRUPTED = 130
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Refusal(Exception):
@@ -29,6 +31,22 @@ def parser_of(
     return parser
 
 
+def one_line(text: object) -> str:
+    """A text with each line break, control character and undecodable byte as its escape."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+
+
+def escape_unprintable() -> None:
+    """Print what the terminal's encoding lacks as its escape, in place of a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def complain(text: object) -> None:
+    print(f"retrace: {one_line(text)}", file=sys.stderr)
+
+
 def run(
     main: Callable[..., None],
     *,
@@ -36,6 +54,8 @@ def run(
     arguments: Callable[[argparse.ArgumentParser], None] | None = None,
 ) -> None:
     """Parse the command line of a stage, run it and turn what the user can mend into one line.
+
+    What the terminal cannot show, such as a file's name that is no UTF-8, is printed as its escape.
 
     Parameters
     ----------
@@ -51,6 +71,7 @@ def run(
     SystemExit
         2 after a `Refusal` or a full disk, 130 after Ctrl-C.
     """
+    escape_unprintable()
     module = getattr(sys.modules[main.__module__], "__spec__", None)
     program = module.name if module else main.__module__
     given = parser_of(
@@ -59,20 +80,17 @@ def run(
     try:
         main(**vars(given))
     except Refusal as refusal:
-        print(f"retrace: {refusal}", file=sys.stderr)
+        complain(refusal)
         sys.exit(REFUSED)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in DISK_FULL:
             message = "the disk is full; nothing half-written was kept. Free some space"
         elif error.filename is not None:  # no permission, a folder in place of a file, ...
             message = f"{error.filename}: {error.strerror}; nothing half-written was kept. Mend it"
         else:
             raise
-        print(f"retrace: {message} and run it again", file=sys.stderr)
+        complain(f"{message} and run it again")
         sys.exit(REFUSED)
     except KeyboardInterrupt:
-        print(
-            "retrace: interrupted; nothing half-written was kept. Run it again",
-            file=sys.stderr,
-        )
+        complain("interrupted; nothing half-written was kept. Run it again")
         sys.exit(INTERRUPTED)

@@ -7,7 +7,6 @@ lacks is said on the page. The code is today's for both states, so that both are
 
 import argparse
 import hashlib
-import subprocess
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import chdir
@@ -15,20 +14,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-import yaml
-
 from stages.command import Refusal, run
+from stages.git import committed, git
 from stages.page import (
     PROBLEMS,
     dataset_facts,
-    git,
     machine,
     rendered,
     stage_seconds,
     versions,
     write_page,
 )
-from stages.params import shown
+from stages.params import parse_yaml, shown
 from stages.sections.model import (
     Block,
     Case,
@@ -59,10 +56,10 @@ def shown_at(revision: str, path: str) -> bytes:
     Refusal
         When the revision has no such file.
     """
-    result = subprocess.run(["git", "show", f"{revision}:{path}"], capture_output=True, check=False)
-    if result.returncode:
+    content = committed(path, revision=revision)
+    if content is None:
         raise Refusal(f"{revision} has no {path}")
-    return result.stdout
+    return content
 
 
 def commit_of(revision: str) -> str:
@@ -71,15 +68,17 @@ def commit_of(revision: str) -> str:
     Raises
     ------
     Refusal
-        When it names none.
+        When it names none, or Git cannot be asked.
     """
-    # An option cannot be mistaken for a revision.
-    commit = (
-        "" if revision.startswith("-") else git("rev-parse", "--verify", f"{revision}^{{commit}}")
-    )
-    if not commit:
-        raise Refusal(f"{revision!r:.80}: not a commit, branch or tag of this repository")
-    return commit
+    git("rev-parse", "--git-dir")  # refused where there is no repository, or Git does not read it
+    try:
+        if revision.startswith("-"):
+            raise Refusal("an option is none")
+        return git("rev-parse", "--verify", f"{revision}^{{commit}}").decode().strip()
+    except Refusal as refusal:
+        raise Refusal(
+            f"{revision!r:.80}: not a commit, branch or tag of this repository ({refusal})"
+        ) from None
 
 
 def cache_folder() -> Path:
@@ -138,13 +137,14 @@ def laid_out(revision: str, folder: Path, cache: Path) -> LaidOut:
     Refusal
         When the revision has no dvc.lock or params.yaml that can be read.
     """
+    contents = {name: shown_at(revision, name) for name in ("dvc.lock", "params.yaml")}
     try:
-        stages = yaml.load(shown_at(revision, "dvc.lock"), yaml.CSafeLoader)["stages"]
-        params = yaml.safe_load(shown_at(revision, "params.yaml"))
+        lock, params = (parse_yaml(content, name=name) for name, content in contents.items())
+        stages = lock["stages"]
         runs, networks, scoring = params["runs"], params["networks"], params["scoring"]
-    except (yaml.YAMLError, KeyError, TypeError) as error:
+    except (Refusal, KeyError, TypeError) as error:
         raise Refusal(
-            f"{revision}: dvc.lock or params.yaml cannot be read ({error!r:.80})"
+            f"{revision}: dvc.lock or params.yaml cannot be read ({error!r:.160})"
         ) from None
     folder.mkdir()
     missing, sums = [], []

@@ -8,11 +8,11 @@ from configparser import ConfigParser
 from pathlib import Path
 from typing import Any
 
-import yaml
+from dvc.utils.serialize import dumps_yaml
 
 from stages.command import Refusal, run
 from stages.mend import mend
-from stages.params import PARAMS
+from stages.params import PARAMS, read_yaml
 
 FOLDER = Path("demo")
 COPIED = ("dvc.yaml", ".dvcignore", ".dvc/plots", "stages")
@@ -45,9 +45,7 @@ def prepare(folder: Path) -> None:
             shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
         else:
             shutil.copyfile(source, target)
-    base = yaml.safe_load(PARAMS.read_text(encoding="utf-8"))
-    changes = yaml.safe_load(CHANGES.read_text(encoding="utf-8"))
-    text = yaml.safe_dump(merged(base, changes), sort_keys=False)
+    text = dumps_yaml(merged(read_yaml(PARAMS), read_yaml(CHANGES)))
     (folder / PARAMS).write_text(text, encoding="utf-8")
     config = ConfigParser()
     config.read(".dvc/config")

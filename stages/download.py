@@ -2,7 +2,8 @@
 
 Where the files come from, the first that works:
 
-1. the environment variable RETRACE_DATA_MIRROR (a folder or a URL), which wins over
+1. the environment variable RETRACE_DATA_MIRROR (a folder or a URL, such as ``file:///data``), which
+   wins over
 2. `data.mirror` in params.yaml (likewise);
 3. torchvision's own mirrors.
 
@@ -19,11 +20,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote_to_bytes, urlsplit
 
 import numpy as np
 
 from stages.artifacts import RAW
-from stages.command import Refusal, run
+from stages.command import DISK_FULL, Refusal, one_line, run
 from stages.folder import check_classes, read_folder
 from stages.params import load
 
@@ -60,35 +62,65 @@ def fetch(name: str, folder: Path, *, mirrors: Sequence[str]) -> str:
 
     dataset: Any = getattr(datasets, CLASSES[name])
     raw = folder / dataset.__name__ / "raw"
+    raw.mkdir(parents=True, exist_ok=True)
     tried = []
     for source in [*mirrors, *dataset.mirrors]:
-        raw.mkdir(parents=True, exist_ok=True)
-        if "://" not in source:
-            reasons = []
-            for file, md5 in dataset.resources:
-                candidate = Path(source).expanduser() / file
-                if datasets.utils.check_integrity(candidate, md5):
-                    shutil.copyfile(candidate, raw / file)
-                else:
-                    state = "corrupt: its MD5 sum differs" if candidate.is_file() else "missing"
-                    reasons.append(f"{file} is {state}")
-            if reasons:
-                print(f"{source}: {'; '.join(reasons)}; trying the next source")
-                tried.append(f"{source} ({'; '.join(reasons)})")
-                continue
-        # torchvision takes files that already lie here with the right sum and fetches the others.
-        one_mirror = {"mirrors": [source.rstrip("/") + "/"]}
         try:
-            type(dataset.__name__, (dataset,), one_mirror)(folder, download=True)
+            for file, md5 in dataset.resources:
+                bring(source, file, md5=md5, folder=raw)
             return source
-        except (RuntimeError, OSError, ValueError) as error:
-            tried.append(f"{source} ({str(error).strip().splitlines()[-1]})")
+        except Exception as error:  # URLs, servers, proxies and disks fail each in a way of its own
+            if isinstance(error, OSError) and error.errno in DISK_FULL:
+                raise
+            words = " ".join(str(error).split()) or type(error).__name__
+            reason = words if file in words else f"{file}: {words}"
+        print(one_line(f"{source}: {reason}; trying the next source"))
+        tried.append(f"{source} ({reason})")
     raise Refusal(
         f"no source has {name}: tried {'; '.join(tried)}. Two ways out: set {MIRROR_VARIABLE} (or "
         "data.mirror in params.yaml) to a folder or URL that holds "
         f"{', '.join(file for file, _ in dataset.resources)}; or set data.name to digits, which "
         "needs no network"
     )
+
+
+def bring(source: str, file: str, *, md5: str, folder: Path) -> None:
+    """Bring one file with the right sum from a folder or a URL, and unpack it.
+
+    Raises
+    ------
+    Exception
+        Of any kind: what the source failed with.
+    """
+    from stages.vision import datasets
+
+    own = folder_of(source)
+    if own is not None:
+        candidate = own / file
+        if not candidate.is_file():
+            raise ValueError(f"{file} is {'no file' if candidate.exists() else 'missing'}")
+        if not datasets.utils.check_integrity(candidate, md5):
+            raise ValueError(f"{file} is corrupt: its MD5 sum differs")
+        shutil.copyfile(candidate, folder / file)
+    # What lies here with the right sum is not fetched.
+    url = f"{source.rstrip('/')}/{file}"
+    datasets.utils.download_and_extract_archive(url, folder, filename=file, md5=md5)
+
+
+def folder_of(source: str) -> Path | None:
+    """The folder that a path or a ``file:`` URL names; None where it is another URL.
+
+    Raises
+    ------
+    ValueError, RuntimeError
+        When a ``file:`` URL names another machine, or ``~`` a user that there is not.
+    """
+    if not source.lower().startswith("file:"):
+        return None if "://" in source else Path(source).expanduser()
+    parts = urlsplit(source)
+    if parts.netloc not in ("", "localhost"):
+        raise ValueError(f"a file: URL names a folder of this machine, not of {parts.netloc}")
+    return Path(os.fsdecode(unquote_to_bytes(parts.path)))
 
 
 def digits() -> dict[str, Any]:
@@ -151,7 +183,11 @@ def main() -> None:
             np.savez_compressed(folder / DIGITS, allow_pickle=False, **digits())
             source = "scikit-learn"
         elif data.path is not None:
-            arrays = read_folder(Path(data.path).expanduser())
+            try:
+                path = Path(data.path).expanduser()
+            except RuntimeError as error:  # ~ and a user that there is not
+                raise Refusal(f"params.yaml: data.path = {data.path!r}: {error}") from None
+            arrays = read_folder(path)
             networks = {key: network.arguments for key, network in params.networks.items()}
             check_classes(len(arrays["classes"]), networks)
             np.savez_compressed(folder / FOLDER, allow_pickle=False, **arrays)
@@ -161,7 +197,7 @@ def main() -> None:
             source = fetch(data.name, folder, mirrors=mirrors)
         shutil.rmtree(RAW, ignore_errors=True)
         folder.replace(RAW)
-    print(f"{data.name}: from {source}")
+    print(one_line(f"{data.name}: from {source}"))
 
 
 if __name__ == "__main__":

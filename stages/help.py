@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from stages.command import parser_of
+from stages.command import escape_unprintable, parser_of
 
 
 def answer() -> None:
@@ -28,6 +28,7 @@ def answer() -> None:
     with suppress(ImportError, SyntaxError, LookupError, NameError):
         parser = described(name)
     if parser is not None:
+        escape_unprintable()
         parser.parse_args(["--help"])
 
 

@@ -99,7 +99,11 @@ def _inside(folder: Path) -> Iterator[None]:
     before = Path.cwd()
     os.chdir(folder)
     try:
-        with LOG.open("w", encoding="utf-8") as log, redirect_stdout(log), redirect_stderr(log):
+        with (
+            LOG.open("w", encoding="utf-8", errors="backslashreplace") as log,
+            redirect_stdout(log),
+            redirect_stderr(log),
+        ):
             yield
     finally:
         os.chdir(before)

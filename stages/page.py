@@ -13,7 +13,6 @@ import argparse
 import hashlib
 import json
 import platform
-import subprocess
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -24,6 +23,7 @@ from markupsafe import Markup, escape
 
 from stages.artifacts import DATASET, history_path, read_json, timing_path
 from stages.command import Refusal, run
+from stages.git import NoRepository, git
 from stages.params import load
 from stages.report import markdown, write_text
 from stages.sections import (
@@ -78,17 +78,16 @@ def stage_seconds(state: State) -> list[tuple[str, float]]:
     return [(stage, value) for stage, value in seconds.items() if value is not None]
 
 
-def git(*arguments: str) -> str:
-    """What a Git command says, or nothing outside a repository."""
-    result = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
-    return "" if result.returncode else result.stdout.strip()
-
-
 def repository_facts() -> list[tuple[str, str]]:
     """Git commit, sum of dvc.lock, versions and machine, as they are now."""
-    commit = git("rev-parse", "HEAD") or "unknown (no Git repository)"
-    if git("status", "--porcelain", "--untracked-files=no"):
-        commit += ", with changes that are not committed"
+    try:
+        commit = git("rev-parse", "--verify", "HEAD").decode().strip()
+        if git("status", "--porcelain", "--untracked-files=no"):
+            commit += ", with changes that are not committed"
+    except NoRepository:
+        commit = "unknown (no Git repository)"
+    except Refusal as refusal:
+        commit = f"unknown ({refusal})"
     lock = hashlib.sha256(LOCK.read_bytes()).hexdigest() if LOCK.exists() else "missing"
     return [
         ("Git commit", commit),

@@ -6,22 +6,22 @@ stage depends on).
 """
 
 import inspect
-import re
 import reprlib
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError
 
 from stages.command import Refusal
 
 PARAMS = Path("params.yaml")
 SIDE = 28  # pixels: every image is SIDE x SIDE
 
-STRICT = ConfigDict(extra="forbid", strict=True)
+STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*(-[a-z0-9_]+)*$")]
 Row = Annotated[int, Field(ge=0, lt=SIDE)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
@@ -127,15 +127,6 @@ class Params(BaseModel):
     sweeps: dict[Name, Settings] = {}
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML 1.2 numbers, as DVC reads them: PyYAML alone takes `1e-3` for a string."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
-)
-
-
 def shown(value: Any) -> str:
     """A value as Python writes it, cut where it would fill the screen."""
     # Not repr: a few lines of aliases within aliases would fill the memory.
@@ -160,6 +151,56 @@ def refuse(error: ValidationError, *, where: str) -> Refusal:
     return Refusal(f"params.yaml: {path} = {value}: {message[:1].lower()}{message[1:]}")
 
 
+def conflict_in(text: str) -> str | None:
+    """Where a merge conflict begins in a text, if one does."""
+    for number, line in enumerate(text.splitlines(), start=1):
+        if line.startswith("<<<<<<< "):
+            return f"line {number}: {line:.40}"
+    return None
+
+
+def parse_yaml(content: bytes, *, name: str) -> Any:
+    """What a YAML file holds for DVC, whose reader this is.
+
+    That is YAML 1.2, where 010 is 10, 1:30 is text and 1e-3 is a number; to PyYAML, which reads
+    YAML 1.1, they are 8, 90 and text.
+
+    Parameters
+    ----------
+    content : bytes
+        UTF-8.
+    name : str
+        Of the file, for the message.
+
+    Raises
+    ------
+    Refusal
+        When it is not YAML, or a merge conflict stands in it.
+    """
+    try:
+        text = content.decode()
+    except UnicodeDecodeError as error:
+        raise Refusal(f"{name} is not UTF-8: {error.reason} at byte {error.start}") from None
+    try:
+        return YAML(typ="safe").load(text)
+    except Exception as error:  # not YAMLError alone: the 40th of May raises ValueError
+        if conflict := conflict_in(text):
+            raise Refusal(f"{name}: a merge conflict is not resolved ({conflict})") from None
+        reason = str(error)
+        if isinstance(error, MarkedYAMLError) and error.problem_mark:
+            reason = f"line {error.problem_mark.line + 1}: {error.problem}"
+        raise Refusal(f"{name} is not YAML: {' '.join(reason.split())}") from None
+
+
+def read_yaml(path: Path) -> Any:
+    """What a YAML file here holds, as `parse_yaml` reads it; a missing one is refused too."""
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise Refusal(f"{path} is missing; run from the folder that holds dvc.yaml") from None
+    return parse_yaml(content, name=str(path))
+
+
 def load(path: Path = PARAMS) -> Params:
     """Read and validate params.yaml.
 
@@ -169,12 +210,7 @@ def load(path: Path = PARAMS) -> Params:
         When the file is missing, is not YAML, or holds an unknown key, a wrong type or an
         impossible value.
     """
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 (safe)
-    except FileNotFoundError:
-        raise Refusal(f"{path} is missing; run from the folder that holds dvc.yaml") from None
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise Refusal(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    content = read_yaml(path)
     try:
         return Params.model_validate(content)
     except ValidationError as error:

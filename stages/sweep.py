@@ -15,7 +15,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
@@ -33,7 +32,7 @@ from stages.artifacts import (
 from stages.check import check_all, check_sweeps
 from stages.command import Refusal, run
 from stages.jobs import OUTCOME, Job, made_whole, refused_in, work
-from stages.params import PARAMS, Params, load
+from stages.params import PARAMS, Params, load, read_yaml
 from stages.trials import JUDGES, Figure, Sweep, Trial, sweep_of
 
 FOLDER = Path("data/sweeps")
@@ -57,8 +56,7 @@ class Code:
     """Digests of the code that a stage depends on, as dvc.yaml names it."""
 
     def __init__(self) -> None:
-        content = yaml.safe_load(Path("dvc.yaml").read_text(encoding="utf-8"))
-        self.stages = content["stages"]
+        self.stages = read_yaml(Path("dvc.yaml"))["stages"]
         self.known: dict[tuple[str, ...], str] = {}
 
     def of(self, stage: str, **item: str) -> str:
@@ -86,7 +84,7 @@ class Plan:
         self.code = Code()
         self.data = digest(read_json(DATASET)["sha256"])
         lock = Path("dvc.lock")
-        self.lock = yaml.safe_load(lock.read_text(encoding="utf-8")) if lock.exists() else {}
+        self.lock = read_yaml(lock) if lock.exists() else {}
         self.in_step: dict[str, bool] = {}
         # Of one hash one job, in the order in which they have to be made.
         self.stages: tuple[dict[str, Job], ...] = ({}, {}, {}, {})

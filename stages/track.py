@@ -12,7 +12,6 @@ import json
 import logging
 import os
 import sqlite3
-import subprocess
 import time
 import warnings
 from collections.abc import Iterator, Mapping
@@ -39,6 +38,7 @@ from stages.artifacts import (
     timing_path,
 )
 from stages.command import Refusal, run
+from stages.git import git
 from stages.networks.gaussian import Network as Gaussian
 from stages.networks.margin import Network as Margin
 from stages.networks.regression import Network as Regression
@@ -543,11 +543,11 @@ def publish_sweep(name: str, trials: list[dict[str, Any]], *, files: list[Path])
 
 
 def git_commit() -> str:
-    """The commit that is checked out, or "unknown" outside a Git repository."""
-    result = subprocess.run(
-        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-    )
-    return result.stdout.strip() or "unknown"
+    """The commit that is checked out, or "unknown" where Git does not say."""
+    try:
+        return git("rev-parse", "--verify", "HEAD").decode().strip()
+    except Refusal:
+        return "unknown"
 
 
 def main() -> None:

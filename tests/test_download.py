@@ -1,14 +1,18 @@
 """Sources of the raw files: the user's own first, corrupt ones refused, a clear end."""
 
+import errno
 import gzip
 import hashlib
 import http.server
+import shutil
+import socketserver
 import struct
 import threading
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import pytest
@@ -16,7 +20,7 @@ from conftest import MNIST, TINY, write_params
 
 from stages import download, split
 from stages.artifacts import DATASET, read_arrays, read_json, split_path
-from stages.command import Refusal
+from stages.command import Refusal, one_line
 from stages.vision import datasets
 
 SIZES = {"train": 40, "t10k": 10}
@@ -131,6 +135,159 @@ def test_a_damaged_file_is_refused_and_fetched_anew(
     assert f"mnist: from {server}" in printed
     fetched = workspace / "data/raw/MNIST/raw" / victim.name
     assert fetched.read_bytes() == whole
+
+
+def test_a_file_url_serves_as_a_mirror(
+    workspace: Path, published: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = published.rename(published.with_name("a b#é"))
+    for url in (
+        f"file://{quote(str(folder))}",
+        f"FILE://localhost{quote(str(folder))}/",
+        f"file:{quote(str(folder))}",
+    ):
+        choose(workspace, name="mnist", mirror=url)
+        download.main()
+        assert f"mnist: from {url}" in capsys.readouterr().out
+        assert len(raw_files(workspace)) == 8
+        shutil.rmtree(workspace / "data")
+
+
+ANSWERS = {
+    "no HTTP": b"SSH-2.0-OpenSSH_9.6\r\n",
+    "nothing": b"",
+    "a broken chunk": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1000\r\nabc",
+    "no chunk": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\nabc",
+    "too short": b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\nabc",
+    "a page": b"HTTP/1.1 200 OK\r\nContent-Length: 15\r\n\r\n<html>no</html>",
+    "a redirect to itself": b"HTTP/1.1 302 Found\r\nLocation: /\r\nContent-Length: 0\r\n\r\n",
+    "a redirect to nowhere": b"HTTP/1.1 302 Found\r\nLocation: http://[\r\n\r\n",
+    "an odd status": b"HTTP/1.1 2000 Whatever\r\n\r\n",
+    "a line that controls the terminal": b"HTTP/1.1 404 \x1b[2J\r\nContent-Length: 0\r\n\r\n",
+    "a header without end": b"HTTP/1.1 200 OK\r\n" + b"X-Y: z\r\n" * 200,
+}
+
+
+@pytest.fixture
+def answering(request: pytest.FixtureRequest) -> Iterator[str]:
+    """A server that answers everything with the same bytes and hangs up."""
+
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            self.request.recv(65536)
+            self.request.sendall(request.param)
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as it:
+        threading.Thread(target=it.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{it.server_address[1]}/x"
+        it.shutdown()
+
+
+@pytest.mark.parametrize("answering", ANSWERS.values(), ids=ANSWERS, indirect=True)
+def test_after_a_server_that_answers_wrongly_the_next_source_is_tried(
+    workspace: Path,
+    published: Path,
+    answering: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    falls_back(answering, workspace, published, monkeypatch, capsys)
+
+
+def falls_back(
+    source: str,
+    workspace: Path,
+    published: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> str:
+    """One line on the source that fails, then the next one delivers; give the line."""
+    monkeypatch.setenv(download.MIRROR_VARIABLE, source)
+    choose(workspace, name="mnist", mirror=str(published))
+    download.main()
+    failed, took = capsys.readouterr().out.splitlines()
+    assert (
+        failed.startswith(f"{one_line(source)}: ")
+        and failed.isprintable()
+        and failed.endswith("; trying the next source")
+    )
+    assert took == f"mnist: from {published}"
+    assert len(raw_files(workspace)) == 8  # four archives and what they hold
+    assert [path.name for path in (workspace / "data").iterdir()] == ["raw"]
+    return failed
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ("http://127.0.0.1:9/a b", "control characters"),
+        ("http://127.0.0.1:port/", "nonnumeric port"),
+        ("http://127.0.0.1:99999999/", ""),
+        ("http://[::1/", "Invalid IPv6 URL"),
+        ("http://", "no host given"),
+        ("http://.../", ""),
+        ("http://\udce9/", ""),
+        ("gopher://127.0.0.1/x", "unknown url type: gopher"),
+        ("ftp://127.0.0.1:9/x", ""),
+        ("data://x", ""),
+        ("file://elsewhere/x", "not of elsewhere"),
+        ("file:///nowhere", "train-images-idx3-ubyte.gz is missing"),
+        ("~nobody-of-that-name/x", "home directory"),
+        ("nowhere", "train-images-idx3-ubyte.gz is missing"),
+        ("caf\udce9", "train-images-idx3-ubyte.gz is missing"),
+        ("/dev/null", "train-images-idx3-ubyte.gz is missing"),
+    ],
+)
+def test_after_a_source_that_is_none_the_next_one_is_tried(
+    source: str,
+    reason: str,
+    workspace: Path,
+    published: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert reason in falls_back(source, workspace, published, monkeypatch, capsys)
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"), [("folder", "is no file"), ("unreadable", "Input/output error")]
+)
+def test_after_a_file_that_cannot_be_read_the_next_source_is_tried(
+    kind: str,
+    reason: str,
+    workspace: Path,
+    published: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    own = tmp_path / "own"
+    own.mkdir()
+    if kind == "folder":
+        (own / "train-images-idx3-ubyte.gz").mkdir()
+    else:  # nobody can read the memory at address 0
+        (own / "train-images-idx3-ubyte.gz").symlink_to("/proc/self/mem")
+    failed = falls_back(str(own), workspace, published, monkeypatch, capsys)
+    assert "train-images-idx3-ubyte.gz" in failed and reason in failed
+
+
+def test_a_full_disk_is_no_fault_of_the_source(
+    workspace: Path, published: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(shutil, "copyfile", full)
+    choose(workspace, name="mnist", mirror=str(published))
+    with pytest.raises(OSError, match="No space left"):
+        download.main()
+    assert not list((workspace / "data").iterdir())
+
+
+def test_a_folder_of_a_user_that_there_is_not(workspace: Path) -> None:
+    choose(workspace, name="folder", path="~nobody-of-that-name/x")
+    with pytest.raises(Refusal, match=r"data\.path = .~nobody-of-that-name/x.: .*home directory"):
+        download.main()
 
 
 def test_with_no_source_the_old_files_stay_and_the_line_says_what_was_tried(

@@ -1,23 +1,23 @@
 """params.yaml: what is accepted, and the one line for what is not."""
 
 import copy
+import math
 import os
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
-from dvc.utils.serialize import load_yaml
+from dvc.utils.serialize import YAMLError, dumps_yaml, load_yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages.check import check_all
 from stages.command import Refusal
 from stages.demo import merged
-from stages.params import _Loader, load
+from stages.params import load, read_yaml
 
 ROOT = Path(__file__).parent.parent
-PARAMS = yaml.load((ROOT / "params.yaml").read_text(), _Loader)  # noqa: S506
+PARAMS = read_yaml(ROOT / "params.yaml")
 
 
 def changed(path: str, value: Any) -> Any:
@@ -36,13 +36,13 @@ def changed(path: str, value: Any) -> Any:
 
 def check(params: dict[str, Any], folder: Path) -> None:
     file = folder / "params.yaml"
-    file.write_text(yaml.safe_dump(params, sort_keys=False))
+    file.write_text(dumps_yaml(params), encoding="utf-8")
     check_all(load(file))
 
 
 def test_what_is_committed_is_valid_and_so_is_the_demo(tmp_path: Path) -> None:
     check(PARAMS, tmp_path)
-    check(merged(PARAMS, yaml.safe_load((ROOT / "demo.yaml").read_text())), tmp_path)
+    check(merged(PARAMS, read_yaml(ROOT / "demo.yaml")), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -74,6 +74,12 @@ def test_what_is_committed_is_valid_and_so_is_the_demo(tmp_path: Path) -> None:
             "masks.patterns.random_50.share = 1.2: input should be less than or equal to",
         ),
         ("masks/patterns/band", {"kind": "spiral"}, "masks.patterns.band"),
+        ("scoring/ridge", math.inf, "scoring.ridge = inf: input should be a finite number"),
+        (
+            "networks/ffnn/training/learning_rate",
+            math.nan,
+            "networks.ffnn.training.learning_rate = nan: input should be",
+        ),
         ("masks/images", 0, "masks.images = 0: input should be greater than or equal to 1"),
         (
             "networks/ffnn/training/epoks",
@@ -116,14 +122,106 @@ def test_a_file_that_is_not_there_or_not_yaml(tmp_path: Path) -> None:
         load(tmp_path / "params.yaml")
 
 
-def test_numbers_are_read_as_dvc_reads_them(tmp_path: Path) -> None:
-    file = tmp_path / "numbers.yaml"
-    file.write_text("a: 1e-3\nb: 1.5e3\nc: -2E5\nd: 0.5\ne: 3\nf: 1e\ng: no\n")
-    ours = yaml.load(file.read_text(), _Loader)  # noqa: S506
-    theirs = {**load_yaml(str(file)), "g": False}  # YAML 1.2 has no "no"; we have no such key
-    assert ours == theirs
-    committed = ROOT / "params.yaml"
-    assert yaml.load(committed.read_text(), _Loader) == load_yaml(str(committed))  # noqa: S506
+def exact(content: Any) -> Any:
+    """A content that compares as unequal where a type differs, and NaN as equal."""
+    if isinstance(content, dict):
+        return {str(exact(key)): exact(value) for key, value in content.items()}
+    if isinstance(content, list):
+        return [exact(value) for value in content]
+    return type(content).__name__, repr(content)
+
+
+NUMBERS = [
+    *(
+        "010",
+        "0o10",
+        "0x1F",
+        "0b11",
+        "1_000",
+        "1__0",
+        "1:30",
+        "190:20:30.15",
+        "089",
+        "0777",
+        "-012",
+    ),
+    *("1e3", "1e-3", "1.5E3", "12e03", ".5", "5.", "+1", "-0", "1e", "0o", "0x_", "_", "1.2.3"),
+    *("1_000.5", ".inf", "-.INF", ".nan", "infinity", "NaN", "yes", "NO", "on", "Off", "y", "true"),
+    *("~", "null", "2001-01-01", "2001-99-99", "2001-01-01T10:00:00", "=", "<<", "-", "'1'", '"1"'),
+    *('!!int "3"', "!!str 1", "!!float ''", "!!set {a}", "9" * 5000),
+]
+
+
+@pytest.mark.parametrize("scalar", NUMBERS)
+def test_a_scalar_is_what_it_is_to_dvc_or_refused(scalar: str, tmp_path: Path) -> None:
+    compare_with_dvc(f"a: {scalar}\n", tmp_path / "params.yaml")
+
+
+def compare_with_dvc(text: str, file: Path) -> None:
+    file.write_bytes(text.encode())
+    try:
+        ours = read_yaml(file)
+    except Refusal as refusal:
+        assert "\n" not in str(refusal)
+        with pytest.raises((YAMLError, ValueError, LookupError, UnicodeError)):
+            load_yaml(str(file))
+    else:
+        assert exact(ours or {}) == exact(load_yaml(str(file)))
+
+
+SCALARS = st.one_of(
+    st.from_regex(r"[-+]?[0-9_.:]{1,8}([eE][-+]?[0-9]{0,3})?", fullmatch=True),
+    st.from_regex(r"[-+]?0[box]?[0-9a-fA-F_]{0,6}", fullmatch=True),
+    st.from_regex(r"[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}([Tt ][0-9:.]{1,8}Z?)?", fullmatch=True),
+    st.sampled_from(["yes", "No", "ON", "off", "y", "N", "true", "FALSE", "~", "null", "<<", "="]),
+)
+
+
+@given(entries=st.lists(st.tuples(SCALARS, SCALARS), min_size=1, max_size=3), bom=st.booleans())
+@settings(max_examples=200, deadline=None, derandomize=True)
+def test_any_file_of_scalars_is_what_it_is_to_dvc_or_refused(
+    entries: list[tuple[str, str]], bom: bool, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    text = "".join(f"{key}: [{value}]\n" for key, value in entries)
+    file = tmp_path_factory.getbasetemp() / "scalars.yaml"
+    compare_with_dvc("\ufeff" * bom + text, file)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("  seed: 1:30", "data.seed = '1:30': input should be a valid integer"),
+        ("  seed: yes", "data.seed = 'yes': input should be a valid integer"),
+        ("  seed: 2001-01-01", "data.seed = datetime.date(2001, 1, 1): input should be"),
+        ("  seed: .inf", "data.seed = inf: input should be a valid integer"),
+        ("  seed: 2001-99-99", "is not YAML: month must be in 1..12"),
+        ("  seed: 1\n  seed: 2", 'line 7: found duplicate key "seed"'),
+        ("  seed:\t1\n\tx: 1", "is not YAML: line"),
+        ("<<<<<<< HEAD\n  seed: 1\n=======\n  seed: 2\n>>>>>>> other", "line 6: <<<<<<< HEAD"),
+    ],
+)
+def test_what_yaml_1_2_takes_for_no_number_is_refused_with_its_key(
+    line: str, message: str, tmp_path: Path
+) -> None:
+    text = dumps_yaml(PARAMS)
+    assert text.count("\n  seed: 0\n") == 3
+    file = tmp_path / "params.yaml"
+    file.write_text(text.replace("  seed: 0", line, 1), encoding="utf-8")
+    with pytest.raises(Refusal) as refusal:
+        load(file)
+    assert message in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+def test_a_leading_zero_is_no_octal(tmp_path: Path) -> None:
+    file = tmp_path / "params.yaml"
+    file.write_text(dumps_yaml(PARAMS).replace("  seed: 0", "  seed: 010", 1), encoding="utf-8")
+    assert load(file).data.seed == load_yaml(str(file))["data"]["seed"] == 10
+
+
+def test_a_file_that_is_not_utf_8(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_bytes(b"data: {name: caf\xe9}\n")
+    with pytest.raises(Refusal, match=r"is not UTF-8: .* at byte 16"):
+        load(tmp_path / "params.yaml")
 
 
 def one_of_each() -> dict[str, Any]:
@@ -206,7 +304,7 @@ def test_a_mutated_file_is_valid_or_refused_with_its_key(
 def test_a_file_with_a_slip_of_the_keyboard_is_read_or_refused(
     data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    text = yaml.safe_dump({**FEWER, "runs": {}}, sort_keys=False)
+    text = dumps_yaml({**FEWER, "runs": {}})
     start = data.draw(st.integers(0, len(text)))
     end = data.draw(st.integers(start, min(start + 5, len(text))))
     file = tmp_path_factory.mktemp("slip") / "params.yaml"

@@ -3,10 +3,11 @@
 import json
 import re
 import subprocess
+from pathlib import Path
 
 import pytest
 import yaml
-from conftest import ROOT
+from conftest import ROOT, execute
 
 
 def committed(path: str) -> str:
@@ -66,3 +67,22 @@ def test_every_pinned_package_is_constrained_to_the_same_version() -> None:
     assert len(pins) > 15
     for name, version in pins:
         assert constraints[name.lower()] == version, name
+
+
+@pytest.mark.parametrize(
+    "settings", [("core.autocrlf=true",), ("core.eol=crlf", "core.autocrlf=false")]
+)
+def test_a_clone_has_the_committed_bytes_whatever_git_makes_of_line_ends(
+    settings: tuple[str, ...], tmp_path: Path
+) -> None:
+    """DVC's sums are over bytes: with other ones everything would be "modified"."""
+    committed(".gitattributes")
+    options = [word for setting in settings for word in ("-c", setting)]
+    clone = tmp_path / "clone"
+    execute("git", "clone", "--quiet", *options, str(ROOT), str(clone), cwd=tmp_path)
+    listed = execute("git", "ls-tree", "-r", "-z", "HEAD", cwd=clone).stdout.split("\0")[:-1]
+    blobs = {path: entry.split()[2] for entry, _, path in (row.partition("\t") for row in listed)}
+    assert len(blobs) > 400
+    command = ("git", "hash-object", "--no-filters", "--", *blobs)
+    assert execute(*command, cwd=clone).stdout.split() == list(blobs.values())
+    assert not execute("git", "status", "--porcelain", cwd=clone).stdout
