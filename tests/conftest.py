@@ -11,9 +11,16 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from hypothesis import HealthCheck, settings
 
 from stages.download import digits
 from stages.split import split
+
+# No example is too slow, however busy the machine is, and each run tries the same ones.
+settings.register_profile(
+    "retrace", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("retrace")
 
 ROOT = Path(__file__).parent.parent
 MNIST = ROOT.parent / "shared" / "mnist"  # the four files, where they happen to lie there
@@ -205,10 +212,14 @@ TINY: dict[str, Any] = {
 }
 
 
+# One, since there are two test processes on two cores; what holds must hold with any number.
+THREADS = int(os.environ.get("RETRACE_TEST_THREADS", "1"))
+
+
 @pytest.fixture(scope="session", autouse=True)
-def one_thread() -> None:
-    """Two test processes on two cores: one thread each."""
-    torch.set_num_threads(1)
+def threads() -> None:
+    """As many threads for torch as `THREADS` says, here as in what `execute` starts."""
+    torch.set_num_threads(THREADS)
 
 
 @pytest.fixture(scope="session")
@@ -228,7 +239,7 @@ def environment() -> dict[str, str]:
     """Of a user in a fresh shell: nothing of this process's DVC or MLflow."""
     dropped = ("DVC_", "MLFLOW_", "PYTEST_", "PYTHONPATH")
     kept = {k: v for k, v in os.environ.items() if not k.startswith(dropped)}
-    return {**kept, "OMP_NUM_THREADS": "1", "GIT_CONFIG_GLOBAL": os.devnull}
+    return {**kept, "OMP_NUM_THREADS": str(THREADS), "GIT_CONFIG_GLOBAL": os.devnull}
 
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -293,6 +304,25 @@ def finished(
     are in the xdist group "pipeline", so that one process makes it once; they leave it as it is."""
     folder = make_workspace(tmp_path_factory.mktemp("pipeline") / "clone")
     execute("dvc", "repro", cwd=folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_networks(
+    digit_splits: dict[str, dict[str, Any]], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A folder with all networks of `small`, trained by the processor. Tests that use it are in the
+    xdist group "device", so that one process makes it once; they leave it as it is."""
+    import small
+
+    from stages import train
+
+    folder = tmp_path_factory.mktemp("small")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        small.lay_out(folder, digit_splits, {**TINY, "device": "cpu"})
+        for name in small.NETWORKS:
+            train.main(name)
     return folder
 
 

@@ -32,6 +32,8 @@ from stages.params import GIVEN, EveryNthRow, Mask, RandomPixels, Rectangle, bin
 from stages.scoring import uncertainty
 from stages.scoring.quality import mse
 
+pytestmark = pytest.mark.numerical
+
 BOTTOM = Rectangle(kind="rectangle", rows=[14, 27], columns=[0, 27])
 RANDOM = RandomPixels(kind="random", share=0.5)
 SEARCH: dict[str, Any] = {"likelihood_blocks": 1.0, "likelihood_scattered": 2.5}
@@ -673,15 +675,31 @@ def test_masks_for_training_are_as_documented() -> None:
 
 
 def test_the_masked_network_never_sees_what_is_missing(images: Tensor) -> None:
+    """Its layers see known pixels and which they are; its loss and measure count the others."""
     torch.manual_seed(0)
-    network = masked_network.Network(widths=[16], dropout=0.0).eval()
-    observed = hide(images[:6], RANDOM)
-    got = masked.reconstruct(network, observed, callback=silent)
-    assert bool(torch.isfinite(got).all()) and got.shape == observed.shape
-    loss = network.loss(images[:50], torch.zeros(50))
-    assert torch.isfinite(loss)
-    measure = network.evaluate(images[:50], torch.zeros(50))["missing_mse"]
-    assert torch.equal(measure, network.evaluate(images[:50], torch.zeros(50))["missing_mse"])
+    network = masked_network.Network(widths=[16], dropout=0.0).eval().requires_grad_(False)
+    network.mean.uniform_(0.2, 0.6)
+    truth, labels = images[:50], torch.zeros(50)
+    seen: list[Tensor] = []
+    network.layers.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    loss = network.loss(truth, labels)
+    measure, again = (network.evaluate(truth, labels)["missing_mse"] for _ in range(2))
+    got = masked.reconstruct(network, hide(truth, RANDOM), callback=silent)
+    errors = []
+    for inputs in seen[:3]:
+        pixels, missing = inputs.unflatten(1, (2, 28, 28)).unbind(dim=1)
+        assert 0.2 < missing.mean() < 0.9 and set(missing.unique().tolist()) == {0, 1}
+        assert torch.equal(pixels, (truth - network.mean) * (1 - missing))
+        output = network.layers(inputs).sigmoid().unflatten(1, (28, 28))
+        errors.append(((output - truth).square() * missing, missing))
+    squared, missing = errors[0]
+    torch.testing.assert_close(loss, squared.sum() / missing.sum())
+    squared, missing = errors[1]
+    torch.testing.assert_close(measure, squared.sum(dim=(1, 2)) / missing.sum(dim=(1, 2)))
+    assert torch.equal(measure, again)  # the same masks each time
+    known = ~hide(truth, RANDOM).isnan()
+    expected = torch.cat([(truth - network.mean) * known, (~known).float()], dim=1).flatten(1)
+    torch.testing.assert_close(got.flatten(1), network.layers(expected).sigmoid())
 
 
 def test_more_components_than_images_are_refused(images: Tensor) -> None:

@@ -42,7 +42,7 @@ from stages.device import (
 from stages.networks import denoiser, dense
 from stages.params import Params, load
 
-pytestmark = pytest.mark.xdist_group("device")
+pytestmark = [pytest.mark.xdist_group("device"), pytest.mark.numerical]
 
 PRETEND = pretend.register()
 RUNS = small.named_runs()
@@ -61,27 +61,13 @@ METHODS = sorted(
 )
 
 
-@pytest.fixture(scope="module")
-def on_cpu(
-    digit_splits: dict[str, dict[str, NDArray[Any]]], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Path]:
-    """A folder with all networks of `small`, trained by the processor."""
-    folder = tmp_path_factory.mktemp("cpu")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        small.lay_out(folder, digit_splits, {**TINY, "device": "cpu"})
-        for name in small.NETWORKS:
-            train.main(name)
-    yield folder
-
-
 Move = Callable[[torch.device], None]
 
 
 @pytest.fixture
-def compute(on_cpu: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Move:
+def compute(small_networks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Move:
     """Works in a copy of that folder, and has stages compute on a device."""
-    folder = shutil.copytree(on_cpu, tmp_path / "copy")
+    folder = shutil.copytree(small_networks, tmp_path / "copy")
     monkeypatch.chdir(folder)
     monkeypatch.setenv("RETRACE_WORKERS", "1")
     monkeypatch.setattr(shards, "SIZE", small.IMAGES)  # a shard of one mask, and one of many

@@ -23,6 +23,8 @@ from stages.pictures import GAP, mosaic, split_rows
 from stages.scoring import identification
 from stages.scoring.identification import Truth
 
+pytestmark = pytest.mark.numerical
+
 PARITY: dict[str, Any] = {
     "examples": "parity",
     "labels": "correct",
@@ -306,11 +308,19 @@ def test_scores_are_charted_in_groups() -> None:
 
 
 def test_first_layers_of_both_shapes_are_drawn() -> None:
+    """The largest unit first, its largest weight white or black, and no weight middle grey."""
     for shape, units in (((28, 28), 30), ((3, 8, 8), 5)):
         torch.manual_seed(0)
         network = Network(shape=list(shape), widths=[units], first_deviation=0.1)
+        with torch.no_grad():
+            weights = network.layers[0].weight.fill_(0.001).unflatten(1, shape)  # type: ignore[operator]
+            weights[units - 2].zero_()
+            weights[units - 2, ..., 0, 0] = 5.0
+        picture = track.first_layer_picture(network)
         rows = 4 if units == 30 else 2
-        assert track.first_layer_picture(network).shape == (rows * 58, 4 * 58, 3)
+        assert picture.shape == (rows * 58, 4 * 58, 3)
+        assert (picture[0, 0] == 255).all() and (abs(picture[40, 40].astype(int) - 127) <= 1).all()
+        assert (picture[0, 58] == 255).all()  # all of the next unit's weights are its largest
 
 
 @pytest.fixture

@@ -13,6 +13,8 @@ from stages.methods.imputation import backpropagation, fill, one_pass, ridge
 from stages.networks import dense, gaussian
 from stages.params import Mask, RandomPixels, Rectangle
 
+pytestmark = pytest.mark.numerical
+
 BOTTOM = Rectangle(kind="rectangle", rows=[14, 27], columns=[0, 27])
 RANDOM = RandomPixels(kind="random", share=0.5)
 SETTINGS: dict[str, Any] = {

@@ -25,6 +25,8 @@ from stages.networks.margin import (
 )
 from stages.params import bind
 
+pytestmark = pytest.mark.numerical
+
 METHODS = ("normalised", "gradient_descent", "weight_decay")
 CHOICE: dict[str, Any] = {
     "examples": "parity",
@@ -402,7 +404,9 @@ def test_a_learning_rate_that_diverges_is_one_line(method: str, splits: dict[str
 def test_a_learning_rate_that_kills_all_units_is_refused(
     method: str, splits: dict[str, Split]
 ) -> None:
-    with pytest.raises(Refusal):
+    with pytest.raises(
+        Refusal, match=r"learning_rate = 5: all units are off and .* at step \d+; lower it"
+    ):
         fitted(splits, method=method, learning_rate=5.0, decay=1.0, weight_decay=1e-3)
 
 

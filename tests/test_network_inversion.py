@@ -33,6 +33,8 @@ from stages.params import bind, find
 from stages.score import means_with_intervals
 from stages.scoring import network_inversion
 
+pytestmark = pytest.mark.numerical
+
 PROBLEMS = 1000  # small random ones
 
 TRAINING: dict[str, Any] = {

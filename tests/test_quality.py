@@ -10,6 +10,8 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from stages.scoring import quality
 
+pytestmark = pytest.mark.numerical
+
 
 @given(
     seed=st.integers(0, 2**31),
@@ -17,7 +19,7 @@ from stages.scoring import quality
     width=st.integers(11, 30),
     spread=st.floats(0.0, 1.0),
 )
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_ssim_agrees_with_scikit_image(seed: int, height: int, width: int, spread: float) -> None:
     rng = np.random.default_rng(seed)
     truth = rng.random((3, height, width))

@@ -19,6 +19,8 @@ from stages.networks.margin import Network, Split, training_set
 from stages.reconstruct import Memory
 from stages.scoring.identification import correlations, match
 
+pytestmark = pytest.mark.numerical
+
 SIDE = 20
 SHAPE = (SIDE, SIDE)
 FOUND = 0.99  # normalised cross-correlation with the mean image subtracted
@@ -162,19 +164,24 @@ def test_most_training_images_are_recovered_and_no_held_out_one(
 
 
 def test_the_certificate_ranks_training_images_first(
-    trained: Problem, attacked: tuple[Tensor, Rounds]
+    trained: Problem, space: RowSpace, attacked: tuple[Tensor, Rounds]
 ) -> None:
+    """Not each of them: a blend of two may lie before some, and which does is a matter of rounding.
+    On several processors, and with several seeds, 8 or more of the first 10 were training images,
+    and 93 % or more of the pairs of one with something else in order."""
     candidates, rounds = attacked
     best = correlations(candidates, trained.images, mean=trained.mean).max(dim=1).values
     right = best > FOUND
-    assert right[:5].all()
-    assert not right[25:].any()
-    residuals = rounds.seen[-1][1]
+    assert int(right[:10].sum()) >= 6
+    residuals = rounds.seen[-1][1][: len(candidates)]
     assert (residuals.diff() >= 0).all()
-    # Area under the curve: how often a training image stands before something else.
-    places = torch.arange(len(right))
-    before = places[right].unsqueeze(1) < places[~right]
-    assert right.all() or float(before.double().mean()) > 0.85
+    # Area under the curve: how often a training image stands before something else, that is, before
+    # other candidates, if there are some, and before held-out images.
+    held_out = space.certify(trained.held_out)
+    for others in (residuals[~right], held_out):
+        before = residuals[right].unsqueeze(1) < others
+        assert int(before.sum()) >= 0.85 * before.numel()
+    assert residuals[right].median() < 0.5 * held_out.median()
 
 
 def test_each_round_keeps_what_was_found_and_adds_to_it(
@@ -182,25 +189,29 @@ def test_each_round_keeps_what_was_found_and_adds_to_it(
 ) -> None:
     candidates, rounds = attacked
     assert rounds.numbers == [1, 2]
-    found = []
+    directions = []
     for _, residuals, estimate in rounds.seen:
-        assert len(residuals) == len(estimate)
-        values = match(correlations(estimate, trained.images, mean=trained.mean)).values
-        found.append(int((values > FOUND).sum()))
-    assert found[0] <= found[1]
+        assert len(residuals) == len(estimate) > 0
+        centred = (estimate.flatten(1) - trained.mean).double()
+        directions.append(nn.functional.normalize(centred))
+    first, last = directions
+    # Each one of the first round is there still, or one that is the same and has less left over.
+    assert (last @ first.T).max(dim=0).values.min() > sparse_span.SAME_IMAGE - 1e-3
+    assert len(last) >= len(first)
     assert torch.equal(rounds.seen[-1][2][: len(candidates)], candidates)
-    centred = (candidates.flatten(1) - trained.mean).double()
-    cosines = nn.functional.normalize(centred) @ nn.functional.normalize(centred).T
-    cosines.fill_diagonal_(0)
+    cosines = (last @ last.T).fill_diagonal_(0)
     assert cosines.max() < sparse_span.SAME_IMAGE + 1e-3
 
 
-def test_an_untrained_network_gives_no_image_away() -> None:
-    drawn = problem(steps=0)
-    candidates = attack(drawn.network, settings={"passes": 2, "iterations": 30, "rounds": 1})
-    if len(candidates):
-        similarity = correlations(candidates, drawn.images, mean=drawn.mean)
-        assert float(similarity.max()) < 0.9
+def test_an_untrained_network_gives_no_image_away(trained: Problem) -> None:
+    """Where the same attack finds most images of a trained one."""
+    settings = {"passes": 2, "iterations": 30, "rounds": 1}
+    counts = []
+    for of in (trained, problem(steps=0)):
+        candidates = attack(of.network, settings=settings)
+        values = match(correlations(candidates, of.images, mean=of.mean)).values
+        counts.append(int((values > 0.9).sum()))
+    assert counts[0] >= 8 and counts[1] == 0
 
 
 def test_training_images_are_certified_and_held_out_ones_are_not(

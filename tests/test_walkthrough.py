@@ -71,14 +71,15 @@ def test_the_code_of_the_walkthrough_is_clean(tmp_path: Path) -> None:
 def test_commands_and_names_of_the_walkthrough_exist(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     params = load()
-    for mask in re.findall(r"--mask (\w+)", WALKTHROUGH):
-        assert mask in params.masks.patterns
-    for method in re.findall(r"--method (\w+)", WALKTHROUGH):
-        assert f"imputation-{method}" in params.runs
-    for name in re.findall(r"--settings (\w+)", WALKTHROUGH):
-        assert f"training_data-{name}" in params.runs
-    for module in re.findall(r"python -m stages\.(\w+)", WALKTHROUGH):
-        assert (ROOT / "stages" / f"{module}.py").exists()
+    known = {
+        r"--mask (\w+)": set(params.masks.patterns),
+        r"--method (\w+)": {run.removeprefix("imputation-") for run in params.runs},
+        r"--settings (\w+)": {run.removeprefix("training_data-") for run in params.runs},
+        r"python -m stages\.(\w+)": {path.stem for path in (ROOT / "stages").glob("*.py")},
+    }
+    for pattern, allowed in known.items():
+        named = set(re.findall(pattern, WALKTHROUGH))
+        assert named and named <= allowed, pattern
     targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)
     for text in (WALKTHROUGH, (SERVERS / "README.md").read_text(encoding="utf-8")):
         used = re.findall(r"(?:`|^|[A-Z_]+=\S+ )make ([a-z]+)", text, re.M)
