@@ -6,8 +6,9 @@ few steps, a short attack. Its matches say little.
 `drivers`: 50 images and a small network, one thing changed at a time: what makes images come out of
 the weights.
 
-Beside every count of matched training images stands the count of as many held-out images that the
-network never saw, matched to the same candidates (see `stages.scoring.identification`).
+Beside every count of matched training images stands the count of the held-out images (`null_n` of
+them, which the network never saw) that are matched to the same candidates, as many at a time (see
+`stages.scoring.identification`). Points measured by earlier code have as many as training images.
 
 About an hour on two free cores (estimated): 40 minutes for `sets`, 5 each for `growth` and
 `drivers`. Each point is written to benchmarks/results/identification.json when it is done. A
@@ -46,6 +47,7 @@ from stages.scoring.identification import (
     counts_above,
     first_candidates,
     match,
+    null_matching,
     null_threshold,
     truth_of,
 )
@@ -301,7 +303,7 @@ def scored(candidates: NDArray[Any], truth: Truth) -> Result:
     found = torch.from_numpy(candidates).flatten(1)
     similarity = correlations(found, truth.images, mean=truth.mean)
     values = match(similarity).values
-    null_values = match(correlations(found, truth.held_out, mean=truth.mean)).values
+    null_values = null_matching(found, truth, mean=truth.mean).values
     bars = [float(threshold) for threshold in THRESHOLDS]
     threshold = null_threshold(null_values)
     first = min(FIRST, len(found))
@@ -311,6 +313,7 @@ def scored(candidates: NDArray[Any], truth: Truth) -> Result:
         "matched": dict(zip(THRESHOLDS, counts_above(values, bars), strict=True)),
         "n": len(truth.images),
         "null_matched": dict(zip(THRESHOLDS, counts_above(null_values, bars), strict=True)),
+        "null_n": len(null_values),
         "precision_first": (
             first_candidates(similarity, first=first, threshold=threshold)[0] if first else None
         ),
@@ -357,9 +360,10 @@ def line_of(result: Result) -> str:
     """A result in a few words."""
     if "failed" in result:
         return f"failed ({result['failed']})"
+    null_n = result.get("null_n", result["n"])
     return (
         f"{result['matched'][STRICTEST]} of {result['n']} above {STRICTEST}, null "
-        f"{result['null_matched'][STRICTEST]}; {result['training']['seconds']:.0f} s + "
+        f"{result['null_matched'][STRICTEST]} of {null_n}; {result['training']['seconds']:.0f} s + "
         f"{result['attack']['seconds']:.0f} s"
     )
 
@@ -512,8 +516,8 @@ def draw(stored: Stored) -> None:
         shown = [(p, result) for p, result in pairs if p.group == group]
         places = range(len(shown))
         above, null = (
-            [r[key][STRICTEST] / r["n"] if "failed" not in r else 0.0 for _, r in shown]
-            for key in ("matched", "null_matched")
+            [r[key][STRICTEST] / r.get(of, r["n"]) if "failed" not in r else 0.0 for _, r in shown]
+            for key, of in (("matched", "n"), ("null_matched", "null_n"))
         )
         axes.plot(places, null, color="#999999", marker="s", markersize=4, label="held-out images")
         axes.plot(places, above, color=COLOURS[0], marker="o", label="training images")

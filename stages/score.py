@@ -145,18 +145,21 @@ def score_imputation(
 
 
 def score_training_data(estimate: Tensor, truth: identification.Truth, *, means: Means) -> Scores:
-    """How many training images the candidates give away, beside as many held-out images.
+    """How many training images the candidates give away, beside how many held-out images.
 
     ``matched`` counts training images, matched one to one with a candidate, whose normalised
     cross-correlation (NCC) lies above each of `identification.THRESHOLDS`, mean image subtracted;
-    ``null_matched`` held-out images and the same candidates; ``_raw`` without the mean image's
-    subtraction. ``threshold`` is where at most 1 % of the held-out images are matched;
-    ``identified`` and ``null_identified`` count above it, with a bootstrap interval over training
-    images. ``precision_at`` is the share of the first candidates that are above it for some
-    training image, ``distinct_at`` the number of those images; ranks beyond the last candidate are
-    left out. ``median_mse`` and, of 28 x 28 images, ``median_ssim`` are of the identified ones,
-    left out where there is none. ``most_reused`` is the number of training images that one
-    candidate resembles best. Of coloured images also ``colour_error``, the largest,
+    ``null_matched`` held-out images and the same candidates, of all ``null_n`` of them, matched n
+    at a time (see `identification.null_matching`); ``_raw`` without the mean image's subtraction.
+    ``threshold`` is where at most 1 % of the held-out images are matched; ``identified`` and
+    ``null_identified`` count above it, with a bootstrap interval over training images;
+    ``null_bound`` is what so many held-out images can say of the true share (see
+    `identification.null_bound`), and ``null_duplicates`` how many were taken out, since they nearly
+    equal training images. ``precision_at`` is the share of the first candidates that are above it
+    for some training image, ``distinct_at`` the number of those images; ranks beyond the last
+    candidate are left out. ``median_mse`` and, of 28 x 28 images, ``median_ssim`` are of the
+    identified ones, left out where there is none. ``most_reused`` is the number of training images
+    that one candidate resembles best. Of coloured images also ``colour_error``, the largest,
     ``colours_recovered``, how many are within 0.02, and ``colour_precision``, the share of the
     candidates within 0.02 of an image's colour.
 
@@ -165,21 +168,26 @@ def score_training_data(estimate: Tensor, truth: identification.Truth, *, means:
     estimate : (K, rows, columns) or (K, channels, rows, columns)
         Candidates in [0, 1], best first by the attack's own ranking; K may be 0.
     truth : Truth
-        n training and n held-out images.
+        n training and m held-out images.
     means : function
         Takes per-image measures to means with intervals.
     """
     images, n = truth.images, len(truth.images)
     candidates = estimate.flatten(1)
-    scores: Scores = {"candidates": len(candidates)}
+    scores: Scores = {
+        "candidates": len(candidates),
+        "null_n": len(truth.held_out),
+        "null_duplicates": truth.null_duplicates,
+        "null_bound": identification.null_bound(len(truth.held_out)),
+    }
 
     def compared(
         mean: Tensor | None, suffix: str
     ) -> tuple[Tensor, identification.Matching, Tensor]:
         """Count matches; give the correlations, their matching, and the null's values."""
         similarity = identification.correlations(candidates, images, mean=mean)
-        null = identification.correlations(candidates, truth.held_out, mean=mean)
-        matching, null_values = identification.match(similarity), identification.match(null).values
+        matching = identification.match(similarity)
+        null_values = identification.null_matching(candidates, truth, mean=mean).values
         bars = [float(threshold) for threshold in identification.THRESHOLDS]
         for key, values in (("matched", matching.values), ("null_matched", null_values)):
             counts = identification.counts_above(values, bars)
@@ -325,8 +333,8 @@ def of_training_data(
     headline |= {f"{key}_99": scores[key]["0.99"] for key in ("matched", "null_matched")}
     if "100" in scores["precision_at"]:
         headline["precision_100"] = scores["precision_at"]["100"]
-    if truth.coloured:
-        headline["colours_recovered"] = scores["colours_recovered"]
+    key = "colours_recovered" if truth.coloured else "null_n"
+    headline[key] = scores[key]
     seconds = read_json(history_path(network))["seconds"]
     return {"n": len(truth.images), "training_seconds": seconds, **scores}, headline
 

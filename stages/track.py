@@ -389,7 +389,7 @@ def publish_reconstruction(
         training = training_of(stages, network)
         params |= {f"training.{key}": training[key] for key in identification.CHOICE}
         originals = identification.truth_of(
-            read_split("train"), training, where=f"networks.{network}.training"
+            read_split("train"), training, where=f"networks.{network}.training", null=False
         )
         pictures = training_data_pictures(arrays, originals, threshold=scores["threshold"])
     elif scores["problem"] == network_inversion.PROBLEM:

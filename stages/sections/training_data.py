@@ -9,7 +9,7 @@ import torch
 from stages.artifacts import checkpoint_path, load_checkpoint, read_split
 from stages.command import Refusal
 from stages.networks.margin import Network as Margin
-from stages.report import threshold_curve
+from stages.report import null_size, threshold_curve
 from stages.scoring import identification
 from stages.scoring.identification import THRESHOLDS
 from stages.sections import charts, strips
@@ -42,11 +42,11 @@ PROBLEM = "training_data"
 TITLE = "Training data"
 LEAD = (
     "The weights of a classifier, and nothing else. A training image counts as identified where a "
-    "candidate is nearer to it than candidates come to 99 % of as many images never seen."
+    "candidate is nearer to it than candidates come to 99 % of images never seen."
 )
 CURVES = 7  # runs in the charts of thresholds: the best, a control among them
 FALSE_SHARES = (0.0, 0.05)  # of held-out images, on the axis of the curve
-Curve = tuple[list[int], list[int]]
+Curve = tuple[list[float], list[float]]
 
 
 def section(state: State) -> Section:
@@ -61,9 +61,13 @@ def section(state: State) -> Section:
     curves: dict[str, Curve] = {}
     groups: dict[str, list[Case]] = {}
     steps: list[Steps] = []
+    truths: dict[str, identification.Truth] = {}
     for name in order:
+        network = runs[name]["network"]
         try:
-            truth = truth_of(state, runs[name]["network"])
+            if network not in truths:  # one at a time: the held-out images are many
+                truths = {network: truth_of(state, network)}
+            truth = truths[network]
         except Refusal as refusal:
             state.lacks(refusal)
             continue
@@ -73,9 +77,11 @@ def section(state: State) -> Section:
         label = short(name, PROBLEM)
         if not len(arrays["estimate"]):
             continue
-        groups[label] = cases_of_run(state, name, runs[name], arrays, truth)
+        matchings = None
         if name in digits:
-            curves[name] = threshold_curve(arrays["estimate"], truth)
+            matchings = identification.matchings(torch.from_numpy(arrays["estimate"]), truth)
+            curves[name] = threshold_curve(*matchings)
+        groups[label] = cases_of_run(state, name, runs[name], arrays, truth, matchings)
         if "snapshots" in arrays and runs[name]["method"] == "kkt":
             steps.append(replace(iterations(arrays, run=label), open=not steps))
     blocks: list[Block] = []
@@ -105,11 +111,12 @@ def section(state: State) -> Section:
     return Section(PROBLEM, TITLE, LEAD, summary, blocks)
 
 
-def truth_of(state: State, network: str) -> identification.Truth:
+def truth_of(state: State, network: str, *, null: bool = True) -> identification.Truth:
     return identification.truth_of(
         read_split("train"),
         state.networks[network]["training"],
         where=f"networks.{network}.training",
+        null=null,
     )
 
 
@@ -126,9 +133,9 @@ def digits_table(state: State, runs: dict[str, Scores], *, order: list[str]) -> 
         Column("n", "", "training images"),
         Column("identified", "higher", "training images above the threshold"),
         Column("share", "higher"),
-        Column("null", "", "held-out images above the same threshold"),
+        Column("null", "", "held-out images above the same threshold, of all of them"),
         Column("threshold", "", "correlation that at most 1 % of the held-out images exceed"),
-        *(Column(f"NCC > {bar}", "higher", "training / held-out images") for bar in THRESHOLDS),
+        *(Column(f"NCC > {bar}", "higher", "training images / held-out") for bar in THRESHOLDS),
         Column(
             "precision at 100", "higher", "of the first 100 candidates as the attack ranks them"
         ),
@@ -138,6 +145,7 @@ def digits_table(state: State, runs: dict[str, Scores], *, order: list[str]) -> 
     rows = []
     for name in order:
         s = runs[name]
+        null = null_size(s)
         rows.append(
             Row(
                 short(name, PROBLEM),
@@ -150,11 +158,15 @@ def digits_table(state: State, runs: dict[str, Scores], *, order: list[str]) -> 
                         f"{s['identified_low']:.0f} – {s['identified_high']:.0f}",
                     ),
                     number(s["identified"] / s["n"], ".0%"),
-                    number(s["null_identified"], "d"),
+                    Cell(
+                        f"{s['null_identified']} of {null:,}",
+                        s["null_identified"] / null,
+                        f"all such: below {s['null_bound']:.1%}" if "null_bound" in s else "",
+                    ),
                     number(s["threshold"], ".3f"),
                     *(
                         Cell(
-                            f"{s['matched'][bar]} / {s['null_matched'][bar]}",
+                            f"{s['matched'][bar]} / {s['null_matched'][bar] / null:.1%}",
                             s["matched"][bar],
                         )
                         for bar in THRESHOLDS
@@ -167,9 +179,11 @@ def digits_table(state: State, runs: dict[str, Scores], *, order: list[str]) -> 
             )
         )
     note = (
-        "Candidates are matched one to one with the n training images, and with n held-out images "
-        "of the same classes. Grey rows are controls: they should identify nothing. Intervals are "
-        "95 % bootstrap intervals over training images."
+        "Candidates are matched one to one with the n training images, and with the held-out "
+        "images of the same classes, n at a time, near-duplicates of training images taken out. "
+        "Grey rows are controls: they should identify nothing. Intervals are 95 % bootstrap "
+        "intervals over training images; beside the null, what its size says of all images never "
+        "seen, with a confidence of 95 %."
     )
     return Table("Attacks and controls", columns, rows, note)
 
@@ -201,20 +215,24 @@ def colours_table(state: State, runs: dict[str, Scores]) -> Table:
 
 
 def cases_of_run(
-    state: State, name: str, scores: Scores, arrays: Arrays, truth: identification.Truth
+    state: State,
+    name: str,
+    scores: Scores,
+    arrays: Arrays,
+    truth: identification.Truth,
+    matchings: tuple[identification.Matching, identification.Matching] | None,
 ) -> list[Case]:
-    """Originals, candidates and errors of each case, and the null control."""
+    """Originals, candidates and errors of each case, and the null control, where images are told
+    apart by `matchings` and not by their colour."""
     label, estimate = short(name, PROBLEM), arrays["estimate"]
-    candidates = torch.from_numpy(estimate)
-    if truth.coloured:
-        distances = identification.colour_distances(candidates, truth.images)
+    if matchings is None:
+        distances = identification.colour_distances(torch.from_numpy(estimate), truth.images)
         errors = identification.colour_errors(distances).numpy()
         matched = distances.argmin(dim=0).numpy()
         found = errors <= identification.COLOUR_TOLERANCE
         shown = errors
     else:
-        similarity = identification.correlations(candidates, truth.images, mean=truth.mean)
-        matching = identification.match(similarity)
+        matching, null = matchings
         shown, matched = matching.values.numpy(), matching.candidates.numpy()
         found, errors = shown > scores["threshold"], 1 - shown
     among = np.flatnonzero(found if found.any() else matched >= 0)
@@ -235,10 +253,7 @@ def cases_of_run(
         for case, index in with_candidate.items()
         if index
     ]
-    if not truth.coloured:
-        null = identification.match(
-            identification.correlations(candidates, truth.held_out, mean=truth.mean)
-        )
+    if matchings is not None:
         best = null.values.argsort(descending=True, stable=True)[:EACH]
         index = best[null.candidates[best] >= 0].numpy()
         cases.append(
@@ -281,13 +296,7 @@ def threshold_charts(
     attacks = [name for name in order if name in curves and name not in controls]
     taken = [*attacks[: CURVES - 1], *controls[:1]]
     label = {name: f"{short(name, PROBLEM)} ({runs[name]['n']})" for name in taken}
-    share = {
-        label[n]: (
-            [c / runs[n]["n"] for c in curves[n][1]],
-            [c / runs[n]["n"] for c in curves[n][0]],
-        )
-        for n in taken
-    }
+    share = {label[n]: (curves[n][1], curves[n][0]) for n in taken}
     against = charts.lines(
         share,
         name=f"{PROBLEM}-false",
@@ -301,7 +310,7 @@ def threshold_charts(
         {label[n]: (grid, curves[n][0]) for n in taken},
         name=f"{PROBLEM}-thresholds",
         x="correlation (NCC) above",
-        y="images matched one to one",
+        y="share of images matched one to one",
         dashed={label[n]: (grid, curves[n][1]) for n in taken},
     )
     text = "; ".join(
@@ -318,7 +327,7 @@ def threshold_charts(
         Chart(
             "Matches by threshold",
             by_threshold,
-            "Training images (solid) and held-out images (dashed) matched above each correlation.",
+            "Share of training (solid) and held-out images (dashed) matched above a correlation.",
             "Solid: training images. Dashed: held-out images, the null control.",
         ),
     ]
@@ -371,7 +380,8 @@ def summary_of(
     most = max((runs[name]["identified"] for name in controls), default=None)
     return Summary(
         headline=f"{s['identified']} of {s['n']} training images",
-        meaning=f"named from the weights alone; {s['null_identified']} of as many held-out images",
+        meaning=f"named from the weights alone; {s['null_identified']} of {null_size(s):,} "
+        "held-out images",
         pictures=pictures,
         method=label,
         result=score(s, "identified", ".0f"),
@@ -388,7 +398,7 @@ def first_pair(state: State, name: str) -> list[Strip]:
     network = str(state.runs[name]["network"])
     try:
         trained, _ = load_checkpoint(checkpoint_path(network))
-        truth = truth_of(state, network)
+        truth = truth_of(state, network, null=False)
     except Refusal as refusal:
         state.lacks(refusal)
         return []
