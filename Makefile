@@ -2,9 +2,14 @@
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
-export PATH := $(CURDIR)/.venv/bin:$(PATH)
+# What no quoting mends: PATH is cut at colons, and DVC takes braces in a path for its own.
+$(foreach character,: { },$(if $(findstring $(character),$(CURDIR)),$(error retrace: \
+	the path $(CURDIR) holds "$(character)", which $(if $(filter :,$(character)),PATH,DVC) cannot \
+	take; rename it)))
+export PATH := $(CURDIR)/.venv/bin:$(value PATH)
 export MLFLOW_DISABLE_TELEMETRY := true
 STORE ?= .
+export STORE
 PORT ?= 5000
 READY := .venv/ready
 
@@ -19,7 +24,7 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' || \
 		{ echo "retrace: $(PYTHON) is $$($(PYTHON) --version); Python 3.11 or 3.12 is needed: make PYTHON=/path/to/python3.11" >&2; exit 2; }
 	$(PYTHON) -m venv .venv
-	.venv/bin/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	.venv/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
 demo: $(READY) ## the whole pipeline offline, on scikit-learn's digits, in demo/
@@ -27,14 +32,14 @@ demo: $(READY) ## the whole pipeline offline, on scikit-learn's digits, in demo/
 
 run: $(READY) ## the real thing: dvc repro, on the dataset that params.yaml names
 	@python -m stages.mend
-	dvc repro
+	python -m dvc repro
 	@python -m stages.page --stamp
 
 test: $(READY) ## the tests
 	python -m pytest --numprocesses 2 --dist loadgroup
 
 servers: $(READY) ## the tests that start PostgreSQL, MLflow's server and a storage (minutes)
-	.venv/bin/pip install --quiet --constraint constraints.txt --editable '.[dev,servers]'
+	.venv/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,servers]'
 	RETRACE_SERVERS=1 python -m pytest tests/test_servers.py
 
 cluster: $(READY) ## the tests of a Ray cluster on this machine, which take minutes: pip install .[cluster]
@@ -49,19 +54,21 @@ portability: $(READY) ## the numerical tests and a small pipeline as on other pr
 faults: $(READY) ## every fault: kills, full disks, hostile files, mutated parameters (an hour)
 	RETRACE_FAULTS=full python -m pytest -rA tests/faults tests/test_params.py
 
-track: $(READY) ## publish to MLflow what dvc.lock says (MLFLOW_TRACKING_URI, or the file here)
-	python -m stages.track
+track: $(READY) ## publish to MLflow what dvc.lock says (STORE=demo for the demo's)
+	@cd -- "$$STORE" && python -m stages.track
 
 ui: $(READY) ## the MLflow UI on localhost (STORE=demo for the demo's runs, PORT=5000)
-	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow server --host 127.0.0.1 --port $(PORT) \
-		--workers 1 --backend-store-uri sqlite:///$(STORE)/mlflow.db
+	@[[ -f $$STORE/mlflow.db ]] || \
+		{ echo "retrace: $$STORE/mlflow.db is missing; \`make track\` makes it" >&2; exit 2; }
+	cd -- "$$STORE" && MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false python -m mlflow server \
+		--host 127.0.0.1 --port $(PORT) --workers 1 --backend-store-uri sqlite:///mlflow.db
 
 plots: $(READY) ## dvc plots as one page that works offline: dvc_plots/index.html
-	dvc plots show
+	python -m dvc plots show
 
 report: $(READY) ## what people look at, in one file that works offline: metrics/report.html
 	@python -m stages.mend
-	dvc repro page
+	python -m dvc repro page
 	@python -m stages.page --stamp
 
 compare: $(READY) ## two Git revisions side by side (A=..., B=...): metrics/compare.html
@@ -73,7 +80,7 @@ bench: $(READY) ## every benchmark, beside what a user would do instead: docs/be
 	@python -m benchmarks.table
 
 screenshots: $(READY) ## the README's pictures of pages, by a browser: docs/pictures/
-	@python -m docs.screenshots --store $(STORE)
+	@python -m docs.screenshots --store "$$STORE"
 
 lint: $(READY) ## ruff and mypy; bandit where it is installed
 	ruff check .
@@ -82,4 +89,4 @@ lint: $(READY) ## ruff and mypy; bandit where it is installed
 	@if [ -x .venv/bin/bandit ]; then bandit --quiet --recursive --configfile pyproject.toml stages; fi
 
 constraints: $(READY) ## pin everything that is installed now
-	.venv/bin/pip freeze --exclude-editable | sed -E 's/^torch @.*|^torch==.*/torch==2.13.0/' > constraints.txt
+	.venv/bin/python -m pip freeze --exclude-editable | sed -E 's/^torch @.*|^torch==.*/torch==2.13.0/' > constraints.txt

@@ -11,6 +11,21 @@ from stages.train import train
 from stages.trials import sweep_of
 
 
+def check_place(folder: Path) -> None:
+    """Check that the path of the repository is one that DVC and MLflow can work in: any but a few.
+
+    Raises
+    ------
+    Refusal
+        Where they cannot, however one writes it.
+    """
+    path = str(folder)
+    if any("\udc80" <= c <= "\udcff" for c in path):  # Python's stand-ins for other bytes
+        raise Refusal(f"the path {path!r:.200} is not UTF-8, as DVC and MLflow want; rename it")
+    if "{" in path or "}" in path:  # DVC formats messages that hold the path already
+        raise Refusal(f"the path {path!r:.200} holds a brace, which DVC cannot take; rename it")
+
+
 def check_all(params: Params) -> None:
     """Check every section against the function that it will be handed to.
 
@@ -80,7 +95,8 @@ def check_sweeps(params: Params) -> None:
 
 
 def main() -> None:
-    """Check params.yaml as a whole, before anything runs."""
+    """Check params.yaml as a whole, and the path of the repository, before anything runs."""
+    check_place(Path.cwd())
     params = load()
     check_all(params)
     check_sweeps(params)

@@ -4,19 +4,22 @@ import os
 import shutil
 import subprocess
 import sys
-from configparser import ConfigParser
 from pathlib import Path
 from typing import Any
 
 from dvc.utils.serialize import dumps_yaml
 
+from stages.check import check_place
 from stages.command import Refusal, run
 from stages.mend import mend
 from stages.params import PARAMS, read_yaml
 
 FOLDER = Path("demo")
-COPIED = ("dvc.yaml", ".dvcignore", ".dvc/plots", "stages")
+COPIED = ("dvc.yaml", ".dvcignore", ".dvc/config", ".dvc/plots", "stages")
 CHANGES = Path("demo.yaml")
+# Over .dvc/config. Git ignores the folder, so that DVC must not ask Git. A cache of its own, since
+# `dvc gc` deletes from a cache all that its own workspace does not name.
+CONFIG = "[core]\n    no_scm = true\n[cache]\n    dir = cache\n"
 
 
 def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
@@ -33,13 +36,13 @@ def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 
 
 def prepare(folder: Path) -> None:
-    """Lay out a workspace: the code, dvc.yaml and changed parameters, with the repository's cache.
+    """Lay out a workspace: the code, dvc.yaml and changed parameters, with a cache of its own.
 
     What a former demo made stays, so that a second one has nothing to do.
     """
-    folder.mkdir(exist_ok=True)
     for name in COPIED:
         source, target = Path(name), folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
         if source.is_dir():
             shutil.rmtree(target, ignore_errors=True)
             shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
@@ -47,20 +50,17 @@ def prepare(folder: Path) -> None:
             shutil.copyfile(source, target)
     text = dumps_yaml(merged(read_yaml(PARAMS), read_yaml(CHANGES)))
     (folder / PARAMS).write_text(text, encoding="utf-8")
-    config = ConfigParser()
-    config.read(".dvc/config")
-    config["core"]["no_scm"] = "true"  # Git ignores the folder, so that DVC must not ask Git
-    config["cache"] = {"dir": str((Path(".dvc") / "cache").resolve())}
-    with (folder / ".dvc" / "config").open("w", encoding="utf-8") as file:
-        config.write(file)
+    (folder / ".dvc" / "config.local").write_text(CONFIG, encoding="utf-8")
 
 
 def main() -> None:
     """Run the pipeline on scikit-learn's digits in demo/, print its results and where to look."""
+    check_place(Path.cwd())
     prepare(FOLDER)
     print("".join(f"{line}\n" for line in mend(FOLDER)), end="")
     environment = {k: v for k, v in os.environ.items() if k not in ("DVC_ROOT", "PYTHONPATH")}
-    if subprocess.run(["dvc", "repro"], cwd=FOLDER, env=environment, check=False).returncode:
+    repro = [sys.executable, "-m", "dvc", "repro"]
+    if subprocess.run(repro, cwd=FOLDER, env=environment, check=False).returncode:
         raise Refusal(f"the demo stopped; its files are in {FOLDER}/, your own are untouched")
     stamp = [sys.executable, "-m", "stages.page", "--stamp"]
     subprocess.run(stamp, cwd=FOLDER, env=environment, check=True)
