@@ -558,13 +558,21 @@ def table(scores: dict[str, Any]) -> str:
     return "\n".join(f"{bar:<24}{images:>16}{held_out:>16}" for bar, images, held_out in rows)
 
 
-def claim_of(scores: dict[str, Any]) -> str:
-    """What the null can say, in one line."""
+def claim_of(scores: dict[str, Any], *, highest: int) -> str:
+    """What the null can say, in one line.
+
+    Parameters
+    ----------
+    scores : dict
+    highest : int
+        Position of the held-out image that is matched best, which decides where there are few.
+    """
     count, bound = scores["null_n"], f"{scores['null_bound']:.1%}"
     if count < ENOUGH:
         return (
-            f"{count} held-out images are too few to claim 1%: of images never seen, up to {bound} "
-            f"may be matched above the threshold (95% confidence); give {ENOUGH} and more"
+            f"{count} held-out images are too few to claim 1%: one of them (position {highest}) "
+            f"decides the threshold, and of images never seen, up to {bound} may be matched above "
+            f"it (95% confidence); give {ENOUGH} and more"
         )
     return (
         f"at most 1% of the {count:,} held-out images are matched above the threshold; of all "
@@ -636,11 +644,10 @@ def main(checkpoint: Path, data: Path, null: Path | None, settings: str, out: Pa
         images, held_out, mean=network.get_buffer("mean"), own_null=given is not None
     )
     candidates, scores = audit(network, truth, chosen, params)
-    suspects: list[int] = []
-    if scores["null_matched"][THRESHOLDS[-1]]:
-        values = null_matching(candidates, truth, mean=truth.mean).values
-        suspects = positions[values > float(THRESHOLDS[-1])].tolist()
-    claim = claim_of(scores)
+    values = null_matching(candidates, truth, mean=truth.mean).values
+    suspects = positions[values > float(THRESHOLDS[-1])].tolist()
+    highest = int(positions[values.argmax()])
+    claim = claim_of(scores, highest=highest)
     # The numbers first: nothing that goes wrong with a picture loses them.
     write_json(
         out,
@@ -650,6 +657,7 @@ def main(checkpoint: Path, data: Path, null: Path | None, settings: str, out: Pa
             "null": null.name if null else data.name if given is not None else "validation",
             "settings": chosen,
             "claim": claim,
+            "null_highest": highest,
             "null_suspects": suspects,
             **removed,
             **scores,

@@ -451,6 +451,7 @@ def test_a_near_duplicate_in_a_small_null_hides_nothing(
     assert clean["null_n"] == 10 and clean["null_bound"] == pytest.approx(1 - 0.05**0.1)
     assert clean["claim"].startswith("10 held-out images are too few to claim 1%")
     assert f"up to {clean['null_bound']:.1%} may be matched" in clean["claim"]
+    assert f"one of them (position {clean['null_highest']}) decides" in clean["claim"]
     capsys.readouterr()
 
     noise = np.random.default_rng(0).normal(0, 0.004, (28, 28))
@@ -463,6 +464,9 @@ def test_a_near_duplicate_in_a_small_null_hides_nothing(
     assert (repeat["held_out"], repeat["repeats"]) == (11, 5)
     assert (twice["image"], twice["repeats"]) == (9, 3)
     assert got["null_duplicates"] == 1 and got["null_n"] == 10 and got["n"] == 9
+    assert (
+        got["null_highest"] == clean["null_highest"] + 1
+    )  # in the file that has one more in front
     for key in ("identified", "threshold", "matched", "null_matched"):
         assert got[key] == clean[key]
     printed = capsys.readouterr().out

@@ -9,6 +9,7 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from stages.params import load
 from stages.pictures import GAP, mosaic, split_rows
 from stages.scoring import identification
 from stages.scoring.identification import Truth
+from stages.sections import training_data
 
 pytestmark = pytest.mark.numerical
 
@@ -554,6 +556,21 @@ def test_scores_and_report_of_files(workspace: Path, capsys: pytest.CaptureFixtu
         rows = {row["run"]: row for row in csv.DictReader(file)}
     assert rows["copies"]["matched_0.99"] == "40" and rows["nothing"]["median_mse"] == ""
     assert rows["toy"]["colours_recovered"] == "12"
+
+
+def test_the_page_says_of_how_many_held_out_images(workspace: Path) -> None:
+    """Of scores of earlier code, which had as many as training images, too."""
+    score.main("training_data-copies")
+    new = json.loads(Path("metrics/training_data-copies.json").read_text())
+    old = {key: value for key, value in new.items() if key not in ("null_n", "null_bound")}
+    runs = {"training_data-new": new, "training_data-old": old | {"null_identified": 0}}
+    state: Any = SimpleNamespace(networks={})
+    table = training_data.digits_table(state, runs, order=list(runs))
+    place = [column.label for column in table.columns].index("null")
+    cells = [row.cells[place] for row in table.rows]
+    assert cells[0].text == f"{new['null_identified']} of {new['null_n']:,}"
+    assert cells[0].interval == f"all such: below {new['null_bound']:.1%}"
+    assert (cells[1].text, cells[1].interval) == ("0 of 40", "")
 
 
 def test_histories_without_validation_are_no_learning_curves(workspace: Path) -> None:
