@@ -48,7 +48,8 @@ STAGES = {
 
 
 def text_of(stages: dict[str, Any]) -> str:
-    return dumps_yaml({"schema": "2.0", "stages": stages})
+    text: str = dumps_yaml({"schema": "2.0", "stages": stages})
+    return text
 
 
 FULL = text_of(STAGES)
@@ -307,7 +308,7 @@ def test_dvc_works_where_there_is_no_repository(
     installed: bool, plain: Path, tmp_path: Path
 ) -> None:
     """An archive from the web, unpacked."""
-    extra = {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+    extra: dict[str, Any] = {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
     if not installed:
         extra["PATH"] = without_git(tmp_path)
     dvc = str(Path(sys.executable).parent / "dvc")
