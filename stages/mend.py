@@ -64,6 +64,7 @@ def parts(text: str) -> Entries:
 
 
 def whole(entries: Entries) -> Entries:
+    """Those of them that are whole."""
     return {name: part for name, part in entries.items() if parsed(HEADER + part)}
 
 

@@ -38,7 +38,9 @@ def test_each_reason_is_told_in_one_line_with_what_to_do(
 ) -> None:
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(elsewhere.parent))
-    with pytest.raises(NoRepository, match=r"`git clone`.*`git init`.*not a git repository") as told:
+    with pytest.raises(
+        NoRepository, match=r"`git clone`.*`git init`.*not a git repository"
+    ) as told:
         committed("bytes", folder=elsewhere)
     assert "\n" not in str(told.value)
     with pytest.raises(Refusal, match="Git says: fatal: Needed a single revision"):
