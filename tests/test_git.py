@@ -1,10 +1,12 @@
 """What Git says is told in its own words; what needs no Git works without it."""
 
 import os
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
-from conftest import commit, execute
+from conftest import ROOT, commit, execute
 
 from stages import compare, page, track
 from stages.command import Refusal
@@ -85,3 +87,9 @@ def test_the_report_and_mlflow_do_without_git(
     assert track.git_commit() == "unknown"
     with pytest.raises(Refusal, match="Git is not installed"):
         compare.commit_of("HEAD")
+    look = (
+        "import stages.track; from mlflow.utils.git_utils import get_git_commit as g; print(g('.'))"
+    )
+    settings: dict[str, Any] = {"PATH": str(tmp_path / "inner"), "PYTHONPATH": str(ROOT)}
+    done = execute(sys.executable, "-W", "ignore", "-c", look, cwd=tmp_path, **settings)
+    assert (done.stdout, done.stderr) == ("None\n", "")
