@@ -13,12 +13,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import yaml
+from dvc.utils.serialize import dumps_yaml
 
 from benchmarks.timing import alternate, print_table, write_result
 from stages.command import Refusal, run
 from stages.demo import CHANGES, merged
-from stages.params import PARAMS
+from stages.params import PARAMS, read_yaml
 
 TRACKED = ("stages", "dvc.yaml", "params.yaml", ".dvcignore", ".dvc/config", ".gitignore")
 IMAGES = 20  # of each mask
@@ -30,7 +30,7 @@ BEFORE = "(before the first)"
 def minimal(content: dict[str, Any]) -> dict[str, Any]:
     """Parameters of `make demo`, fewer images, one run for each problem and method, and only the
     networks that these need."""
-    content = merged(content, yaml.safe_load(CHANGES.read_text(encoding="utf-8")))
+    content = merged(content, read_yaml(CHANGES))
     firsts = {(r["problem"], r["method"]): name for name, r in reversed(content["runs"].items())}
     runs = {name: run for name, run in content["runs"].items() if name in firsts.values()}
     needed = {"gaussian", "classifier", *(run["network"] for run in runs.values())}
@@ -55,8 +55,8 @@ def prepare(folder: Path) -> None:
     for name in listed.stdout.splitlines():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(name, folder / name)
-    content = minimal(yaml.safe_load(PARAMS.read_text(encoding="utf-8")))
-    (folder / PARAMS).write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+    content = minimal(read_yaml(PARAMS))
+    (folder / PARAMS).write_text(dumps_yaml(content), encoding="utf-8")
     subprocess.run(["git", "init", "--quiet"], cwd=folder, check=True)
 
 

@@ -56,7 +56,9 @@ def work(job: Job) -> str | None:
     torch.set_num_threads(1)
     started = time.time()
     with made_whole(folder) as temporary:
-        (temporary / PARAMS).write_text(json.dumps(job.params), encoding="utf-8")
+        # JSON is YAML, but for its escapes beyond the first 65,536 characters.
+        text = json.dumps(job.params, ensure_ascii=False)
+        (temporary / PARAMS).write_text(text, encoding="utf-8")
         for name, target in job.links.items():
             (temporary / name).parent.mkdir(parents=True, exist_ok=True)
             (temporary / name).symlink_to(target)

@@ -64,6 +64,7 @@ def parts(text: str) -> Entries:
 
 
 def whole(entries: Entries) -> Entries:
+    """Those of them that are whole."""
     return {name: part for name, part in entries.items() if parsed(HEADER + part)}
 
 
@@ -338,7 +339,8 @@ def without_git(folder: Path) -> list[str]:
     """Let DVC work in a folder that lies in no Git repository, such as an unpacked archive: it does
     so only where its configuration says that there is none."""
     here = folder.resolve()
-    if any((parent / ".git").exists() for parent in (here, *here.parents)):
+    inside = any((parent / ".git").exists() for parent in (here, *here.parents))
+    if inside or not (here / ".dvc/config").exists():
         return []
     from dvc.config import Config
 

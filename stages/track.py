@@ -46,6 +46,7 @@ from stages.pictures import COLOURS, completed, mosaic, scale_of, split_rows
 from stages.scoring import decoder_inversion, identification, network_inversion
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")  # not 15 lines where no Git is installed
 # A server that does not answer should be reported within seconds: the results are safe, and
 # `make track` publishes them later.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
