@@ -2,15 +2,26 @@
 
 import argparse
 import errno
+import io
 import sys
 from collections.abc import Callable
 
 REFUSED = 2
 INTERRUPTED = 130
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Refusal(Exception):
     """Bad input or a state that cannot go on; its text is the one line that the user reads."""
+
+
+def one_line(text: object) -> str:
+    """A text with each line break, control character and undecodable byte as its escape."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+
+
+def complain(text: object) -> None:
+    print(f"retrace: {one_line(text)}", file=sys.stderr)
 
 
 def run(
@@ -20,6 +31,8 @@ def run(
     arguments: Callable[[argparse.ArgumentParser], None] | None = None,
 ) -> None:
     """Parse the command line of a stage, run it and turn what the user can mend into one line.
+
+    What the terminal cannot show, such as a file's name that is no UTF-8, is printed as its escape.
 
     Parameters
     ----------
@@ -35,6 +48,9 @@ def run(
     SystemExit
         2 after a `Refusal` or a full disk, 130 after Ctrl-C.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     module = getattr(sys.modules[main.__module__], "__spec__", None)
     program = module.name if module else main.__module__
     parser = argparse.ArgumentParser(prog=f"python -m {program}", description=main.__doc__)
@@ -46,20 +62,17 @@ def run(
     try:
         main(**vars(given))
     except Refusal as refusal:
-        print(f"retrace: {refusal}", file=sys.stderr)
+        complain(refusal)
         sys.exit(REFUSED)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in DISK_FULL:
             message = "the disk is full; nothing half-written was kept. Free some space"
         elif error.filename is not None:  # no permission, a folder in place of a file, ...
             message = f"{error.filename}: {error.strerror}; nothing half-written was kept. Mend it"
         else:
             raise
-        print(f"retrace: {message} and run it again", file=sys.stderr)
+        complain(f"{message} and run it again")
         sys.exit(REFUSED)
     except KeyboardInterrupt:
-        print(
-            "retrace: interrupted; nothing half-written was kept. Run it again",
-            file=sys.stderr,
-        )
+        complain("interrupted; nothing half-written was kept. Run it again")
         sys.exit(INTERRUPTED)

@@ -143,7 +143,7 @@ REFUSED: dict[str, tuple[Damage, str]] = {
         lambda folder: (folder / "two" / "more").mkdir(),
         "two/more is a folder within",
     ),
-    "too few": (thin, "6 images found; at least 10"),
+    "too few": (thin, "6 images to train with found; at least 10"),
 }
 
 
