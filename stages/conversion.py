@@ -59,7 +59,8 @@ EVEN = 0.25  # share of an evenly lit sheet's rim that is as bright as most of i
 BLUR = 1 / 250  # of the longer side: a Gaussian's deviation, which evens out noise
 NOISE = 9  # times the median grain: what exceeds it is no noise
 CERTAIN = 14  # times the paper's standard deviation: what is blank stands out less
-SHARP = 0.33  # of a mark's contrast: ink changes as much across its edges, shade does not
+SHARP = 7.9  # of a mark's contrast, for each side of the picture: ink changes as fast at its edges
+STEEP = 0.5  # of a mark's contrast: ink that changes as much from pixel to pixel is sharp anyway
 SPECK = 0.03  # of the largest mark's squared ink: what has less is dirt
 LINE = 0.95  # share of a side that a form's line covers
 APART = 0.4  # of the largest mark's squared ink: what has more may be another thing
@@ -390,7 +391,8 @@ def drained(paper: Floats, *, closed: NDArray[np.bool_] | None = None) -> Floats
         outlet &= np.asarray(Image.fromarray(closed.astype(np.float32)).reduce(factor)) == 0
     seed[outlet] = small[outlet]
     filled = Image.fromarray(reconstruction(seed, small, method="erosion").astype(paper.dtype))
-    return np.asarray(filled.resize(picture.size, Image.Resampling.BILINEAR))
+    level = np.asarray(filled.resize(picture.size, Image.Resampling.BILINEAR))
+    return np.maximum(level, CONTRAST)
 
 
 def cut_strokes(ink: Floats, within: Floats, *, least: float) -> NDArray[np.bool_]:
@@ -399,20 +401,19 @@ def cut_strokes(ink: Floats, within: Floats, *, least: float) -> NDArray[np.bool
     dark = max(least, float(ink.max()) / 2)
     if rim(ink).max() <= dark:
         return np.zeros(ink.shape, bool)
-    marks, energy = marks_of(ink, least=dark, sharp=1.5 * SHARP)
+    marks, energy = marks_of(ink, least=dark)
     left = np.bincount(marks.ravel(), np.minimum(ink, within).ravel() ** 2, len(energy))
-    energy[left > energy / 4] = 0
+    inside = ~np.isin(np.arange(len(energy)), rim(marks))
+    energy[inside | (left > 0.75 * energy)] = 0
     for i in np.flatnonzero(energy):
         if ndimage.distance_transform_edt(marks == i).max() > min(ink.shape) / 8:  # no stroke
             energy[i] = 0
-    if energy.sum() <= (within[within > least] ** 2).sum():
-        energy[:] = 0
-    return (energy > 0)[marks]
+    strokes = (energy > 0)[marks]
+    others = within[~strokes & (within > least)]
+    return strokes if energy.sum() > (others**2).sum() else np.zeros(ink.shape, bool)
 
 
-def marks_of(
-    ink: Floats, *, least: float, sharp: float = SHARP
-) -> tuple[NDArray[np.int32], Floats]:
+def marks_of(ink: Floats, *, least: float) -> tuple[NDArray[np.int32], Floats]:
     """Connected marks (h, w) of more than `least`, numbered from 1 (0 is the paper), and the sum
     of squares of each; 0 of those with soft edges, as shade has and ink has not."""
     on = ink > least
@@ -424,6 +425,7 @@ def marks_of(
     inner[1:-1, 1:-1] = on[:-2, 1:-1] & on[2:, 1:-1] & on[1:-1, :-2] & on[1:-1, 2:]
     edge = marks[on & ~inner]
     size = 1 + 2 * max(2, round(max(ink.shape) / 60))
+    sharp = min(STEEP, SHARP * size / max(ink.shape))
     change = ndimage.maximum_filter(ink, size) - ndimage.minimum_filter(ink, size)
     mean = np.bincount(edge, change[on & ~inner], count + 1) / np.maximum(
         np.bincount(edge, minlength=count + 1), 1
