@@ -252,10 +252,8 @@ def luminance(image: Image.Image, *, path: Path) -> Floats:
     image = image.reduce(max(1, math.ceil(max(image.size) / LARGEST)))
     layers = np.asarray(image)
     visible: Floats = layers if layers.ndim == 2 else layers[..., :3] / 255 @ LUMINANCE
-    if 0 < visible.max() <= UNFILLED:
-        visible = visible / visible.max()
     if not transparent:
-        return visible
+        return visible / visible.max() if 0 < visible.max() <= UNFILLED else visible
     opacity = layers[..., 3] / 255
     mean = (visible * opacity).sum() / max(opacity.sum(), 1e-12)
     return visible * opacity + (mean <= 0.5) * (1 - opacity)
