@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from stages.artifacts import checkpoint_path, load_checkpoint, written_whole
-from stages.command import Refusal, run
+from stages.command import Refusal, complain, one_line, run
 from stages.conversion import Converted, convert, luminance, read_image
 from stages.masks import missing_pixels
 from stages.params import GIVEN, SIDE, Params, bind, find, load
@@ -266,7 +266,7 @@ def main(image: Path, mask: str, method: str | None, out: Path) -> None:
     observed = np.where(hidden, np.float32(np.nan), seen)
     completion = complete(torch.from_numpy(observed), method=chosen, params=params)
     error = float(((completion.image - seen)[hidden] ** 2).mean())
-    mask_name = mask if mask in params.masks.patterns else Path(mask).name
+    mask_name = one_line(Path(mask).name)  # a font draws no bytes that are no UTF-8
     title = f"mask {mask_name}, method {chosen}, mean squared error where hidden {error:.4f}"
     sheet = draw(converted, observed, completion, title=title)
     write_picture(small, Image.fromarray(np.rint(completion.image * 255).astype(np.uint8)))
@@ -276,6 +276,8 @@ def main(image: Path, mask: str, method: str | None, out: Path) -> None:
         "inverted (it is dark on light)" if converted.inverted else "not inverted",
     ]
     print(f"{image}: {', '.join(steps)}")
+    if converted.doubts:
+        complain(f"{image}: look at what the network saw: {', '.join(converted.doubts)}")
     print(f"{title} ({int(hidden.sum())} of {hidden.size} pixels)")
     if not len(completion.samples):
         print(f"{chosen} gives one completion, no further plausible ones")

@@ -1,13 +1,13 @@
 """Split the raw dataset into train, validation and test, and record what it is."""
 
 import hashlib
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stages.artifacts import DATASET, RAW, read_arrays, split_path, write_arrays, write_json
-from stages.command import run
+from stages.command import Refusal, run
 from stages.download import CLASSES, DIGITS, FOLDER
 from stages.params import load
 
@@ -15,37 +15,50 @@ Arrays = tuple[NDArray[np.uint8], NDArray[np.uint8]]
 TEST_SHARE = 1 / 7  # of datasets that come without a test set; MNIST's is 10,000 of 70,000
 
 
-def read_raw(name: str) -> tuple[Arrays, Arrays | None]:
-    """Training and test (images, labels) as they come; the test set is None if there is none."""
+class Raw(NamedTuple):
+    """(images, labels) as they come; None where a dataset has no such part."""
+
+    training: Arrays
+    test: Arrays | None
+    validation: Arrays | None = None
+
+
+def read_raw(name: str) -> Raw:
+    """The dataset in data/raw/."""
     if name == "digits":
         with np.load(RAW / DIGITS, allow_pickle=False) as file:
-            return (file["images"], file["labels"]), None
+            return Raw((file["images"], file["labels"]), None)
     if name == "folder":
         arrays = read_arrays(RAW / FOLDER)
-        training, test = (
-            (arrays["images"][part], arrays["labels"][part])
-            for part in (~arrays["test"], arrays["test"])
-        )
-        return training, test if len(test[0]) else None
+        parts = {
+            part: (arrays["images"][chosen], arrays["labels"][chosen])
+            for part in ("train", "test", "validation")
+            if (chosen := arrays["part"] == part).any()
+        }
+        return Raw(parts["train"], parts.get("test"), parts.get("validation"))
     from stages.vision import datasets
 
     dataset: Any = getattr(datasets, CLASSES[name])
-    parts = [dataset(RAW, train=train) for train in (True, False)]
-    training, test = ((p.data.numpy(), p.targets.numpy().astype(np.uint8)) for p in parts)
-    return training, test
+    training, test = (
+        (part.data.numpy(), part.targets.numpy().astype(np.uint8))
+        for part in (dataset(RAW, train=train) for train in (True, False))
+    )
+    return Raw(training, test)
 
 
 def split(
-    training: Arrays, test: Arrays | None, *, validation: float, seed: int
+    training: Arrays, test: Arrays | None, *, validation: float | Arrays, seed: int
 ) -> dict[str, dict[str, NDArray[np.uint8]]]:
-    """Draw the validation set (and the test set, where none comes along) by a seeded permutation.
+    """Draw the validation set and the test set, where they do not come along, by a seeded
+    permutation.
 
     Parameters
     ----------
     training, test : (images, labels)
         (n, 28, 28) and (n,) uint8. A given test set keeps its order.
-    validation : float
-        Share of the training images that are held out for validation.
+    validation : float or (images, labels)
+        Share of the training images that are held out for validation, or a given validation set,
+        which keeps its order.
     seed : int
 
     Returns
@@ -58,12 +71,11 @@ def split(
     if test is None:
         held_out, order = np.split(order, [round(TEST_SHARE * len(order))])
         test = images[held_out], labels[held_out]
-    held_out, order = np.split(order, [round(validation * len(order))])
-    return {
-        "train": {"images": images[order], "labels": labels[order]},
-        "validation": {"images": images[held_out], "labels": labels[held_out]},
-        "test": {"images": test[0], "labels": test[1]},
-    }
+    if isinstance(validation, float):
+        held_out, order = np.split(order, [round(validation * len(order))])
+        validation = images[held_out], labels[held_out]
+    parts = {"train": (images[order], labels[order]), "validation": validation, "test": test}
+    return {part: {"images": given[0], "labels": given[1]} for part, given in parts.items()}
 
 
 def describe_source(name: str) -> dict[str, Any]:
@@ -82,6 +94,7 @@ def describe_source(name: str) -> dict[str, Any]:
         return {
             "publisher": "a folder of one's own images",
             "changed": "scaled to 20 x 20, centred by mass in 28 x 28, white on black",
+            "given": sorted(set(arrays["part"].tolist())),
             "classes": arrays["classes"].tolist(),
             "files": len(arrays["images"]),
             "sha256": str(arrays["digest"]),
@@ -95,8 +108,16 @@ def describe_source(name: str) -> dict[str, Any]:
 def main() -> None:
     """Split data/raw/ into data/train.npz, validation.npz and test.npz; write data/dataset.json."""
     data = load().data
-    training, test = read_raw(data.name)
-    parts = split(training, test, validation=data.validation, seed=data.seed)
+    raw = read_raw(data.name)
+    parts = split(
+        raw.training, raw.test, validation=raw.validation or data.validation, seed=data.seed
+    )
+    for part, arrays in parts.items():
+        if not len(arrays["images"]):
+            raise Refusal(
+                f"params.yaml: data.validation = {data.validation}: of {len(raw.training[0])} "
+                f"training images none is left for {part}"
+            )
     sums: dict[str, str] = {}
     for part, arrays in parts.items():
         write_arrays(split_path(part), {**arrays, "dataset": np.array(data.name)})

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, write_params
+from conftest import ROOT, TINY, execute, write_params
 from PIL import Image, ImageDraw
 
 from stages import complete
@@ -210,3 +210,50 @@ def test_the_command_line(
     monkeypatch.setattr(sys, "argv", [*command[:3], "random_50", "--out", "other.png"])
     run(complete.main, arguments=complete.arguments)
     assert Path("other.png").exists() and Path("other_28x28.png").exists()
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+@pytest.mark.parametrize("name", ["sieben-schön-七.png", os.fsdecode(b"caf\xe9.png")])
+def test_a_name_that_cannot_be_printed_loses_nothing(
+    name: str, encoding: str, workspace: Path
+) -> None:
+    """As an image, a mask and the sheet; the names that are printed have escapes in them."""
+    try:
+        Path("seven.png").rename(name)
+    except OSError:
+        pytest.skip("this file system takes UTF-8 names only")
+    mask = np.zeros((28, 28), np.uint8)
+    mask[14:] = 255
+    Image.fromarray(mask).save("mask-" + name)
+    command = (sys.executable, "-m", "stages.complete", name, "--mask", "mask-" + name)
+    sheet = "sheet-" + name
+    done = execute(
+        *command, "--out", sheet, cwd=workspace, PYTHONIOENCODING=encoding, PYTHONPATH=str(ROOT)
+    )
+    assert "Traceback" not in done.stderr and "mean squared error" in done.stdout
+    assert Path(sheet).exists() and Path(sheet).with_name(f"{Path(sheet).stem}_28x28.png").exists()
+    failed = execute(
+        *command[:3],
+        "no-" + name,
+        cwd=workspace,
+        check=False,
+        PYTHONIOENCODING=encoding,
+        PYTHONPATH=str(ROOT),
+    )
+    assert failed.returncode == 2 and "is missing" in failed.stderr
+    assert len(failed.stderr.splitlines()) == 1
+
+
+def test_doubts_are_said_in_a_line(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    called()
+    assert capsys.readouterr().err == ""
+    pixels_ = pixels("seven.png").copy()
+    pixels_[:3] = 0
+    Image.fromarray(pixels_).save("form.png")
+    called("form.png")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("retrace: form.png: ") and "a line along its edge is left out" in line
+    Image.fromarray(np.full((90, 90), 230, np.uint8)).save("blank.png")
+    with pytest.raises(Refusal, match=r"blank\.png is blank"):
+        called("blank.png", out=Path("other.png"))
+    assert not Path("other.png").exists()

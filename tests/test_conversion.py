@@ -1,16 +1,21 @@
 """Any image file becomes what MNIST's files hold, or is refused in a line."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
+from PIL.PngImagePlugin import PngInfo
+from scipy import ndimage
 
 from stages.command import Refusal
 from stages.conversion import convert
 
 PAPER, PEN = 230, 20
+HEIGHT, WIDTH = 300, 240  # of a made photo
 
 
 def drawn(width: int = 240, height: int = 180, *, left: int = 60, top: int = 30) -> Image.Image:
@@ -142,6 +147,237 @@ def test_an_image_of_many_pixels_gives_the_same(tmp_path: Path) -> None:
     found = convert(saved(tmp_path, large)).image.astype(int)
     assert np.abs(found - expected).max() <= 40
     assert np.abs(found - expected).mean() <= 1
+
+
+def light(kind: str) -> "np.ndarray[Any, Any]":
+    """Of what falls on a sheet, the share that is left (300, 240)."""
+    y, x = np.ogrid[0 : 1 : HEIGHT * 1j, 0 : 1 : WIDTH * 1j]
+    kinds = {
+        "even": 1 + 0 * (x + y),
+        "from the left": 1 - 0.45 * x + 0 * y,
+        "from above": 1 - 0.45 * y + 0 * x,
+        "from a corner": 1 - 0.225 * (1 - x + y),
+        "vignette": 1 - ((x - 0.5) ** 2 + (y - 0.5) ** 2),
+        "lamp": 0.4 + 0.6 * np.exp(-3 * ((x - 0.3) ** 2 + (y - 0.3) ** 2)),
+        "cast shadow": 1 - 0.4 / (1 + np.exp(-80 * (x + 0.5 * y - 0.85))),
+        "corner in the shade": 1 - 0.5 / (1 + np.exp(-60 * (x + y - 1.5))),
+    }
+    share: np.ndarray[Any, Any] = kinds[kind]
+    return share
+
+
+def drawing(digit: "np.ndarray[Any, Any]", *, side: int = 190, left: int = 30) -> Any:
+    """Ink (300, 240) in [0, 1]: a digit enlarged smoothly, off the middle of a sheet."""
+    large = Image.fromarray(digit).resize((side, side), Image.Resampling.BICUBIC)
+    ink = np.zeros((HEIGHT, WIDTH))
+    ink[60 : 60 + side, left : left + side] = np.asarray(large) / 255
+    return ink
+
+
+def photo(
+    ink: Any,
+    *,
+    shade: str = "even",
+    paper: float = 0.92,
+    pen: float = 0.1,
+    noise: float = 0.01,
+    scale: int = 1,
+) -> Image.Image:
+    """Of a sheet in some light, with a sensor's noise, to be saved as JPEG."""
+    values = (paper + (pen - paper) * ink) * light(shade)
+    values = values + np.random.default_rng(0).normal(0, noise, values.shape)
+    picture = Image.fromarray(np.rint(np.clip(values, 0, 1) * 255).astype(np.uint8))
+    return picture.reduce(scale)
+
+
+def ruled(ink: Any, *sides: Any) -> Any:
+    """With lines of a form: `sides` are slices of rows and columns."""
+    ink = ink.copy()
+    for side in sides:
+        ink[side] = 1
+    return ink
+
+
+TOP, BOTTOM, LEFT, RIGHT = np.s_[:4], np.s_[-5:], np.s_[:, :3], np.s_[:, -9:-4]
+
+
+def speckled(ink: Any) -> Any:
+    ink = ink.copy()
+    for row, column in ((3, 5), (20, 220), (290, 12), (150, 233)):
+        ink[row : row + 4, column : column + 4] = 1
+    return ink
+
+
+def broken(ink: Any) -> Any:
+    """Its strokes cut by a gap, as a pen that skips does."""
+    ink = ink.copy()
+    ink[135:141] = 0
+    return ink
+
+
+PHOTOS: dict[str, Callable[[Any], Image.Image]] = {
+    **{
+        shade: partial(photo, shade=shade)
+        for shade in ("from the left", "from above", "from a corner", "vignette", "lamp")
+    },
+    "cast shadow": lambda ink: photo(ink, shade="cast shadow"),
+    "corner in the shade": lambda ink: photo(ink, shade="corner in the shade"),
+    "small": lambda ink: photo(ink, shade="vignette", scale=3),
+    "pencil": lambda ink: photo(ink, paper=0.78, pen=0.6, noise=0.02),
+    "pencil in the shade": lambda ink: photo(
+        ink, shade="from a corner", paper=0.8, pen=0.5, noise=0.02
+    ),
+    "noise": lambda ink: photo(ink, paper=0.85, pen=0.2, noise=0.06),
+    "chalk": lambda ink: photo(ink, shade="from the left", paper=0.2, pen=0.9, noise=0.02),
+    "a form's line": lambda ink: photo(ruled(ink, TOP)),
+    "two lines": lambda ink: photo(ruled(ink, LEFT, BOTTOM)),
+    "a cell": lambda ink: photo(ruled(ink, TOP, BOTTOM, LEFT, RIGHT)),
+    "a cell in the shade": lambda ink: photo(ruled(ink, TOP, RIGHT), shade="from above"),
+    "specks": lambda ink: photo(speckled(ink)),
+    "broken": lambda ink: photo(broken(ink)),
+}
+
+
+@pytest.mark.parametrize("kind", list(PHOTOS))
+def test_a_photo_comes_out_as_the_digit(
+    kind: str, tmp_path: Path, digit_splits: dict[str, Any]
+) -> None:
+    """Correlation with the same drawing on clean paper, converted, within a pixel."""
+    found = []
+    for digit in digit_splits["test"]["images"][:12]:
+        ink = drawing(digit)
+        clean = Image.fromarray(np.rint(255 * (1 - np.clip(ink, 0, 1))).astype(np.uint8))
+        expected = convert(saved(tmp_path, clean)).image
+        image = convert(saved(tmp_path, PHOTOS[kind](ink), "image.jpg", quality=80)).image
+        shifted = [np.roll(image, (y, x), (0, 1)) for y in (-1, 0, 1) for x in (-1, 0, 1)]
+        found.append(max(np.corrcoef(each.ravel(), expected.ravel())[0, 1] for each in shifted))
+    assert np.median(found) > 0.95 and min(found) > 0.7
+
+
+def test_a_digit_in_a_box_loses_the_box(tmp_path: Path, digit_splits: dict[str, Any]) -> None:
+    ink = drawing(digit_splits["test"]["images"][0], side=150, left=50)
+    expected = convert(saved(tmp_path, photo(ink))).image
+    frame = np.ones((200, 200))
+    frame[4:-4, 4:-4] = 0
+    ink[40:240, 20:220] = np.maximum(ink[40:240, 20:220], frame)
+    converted = convert(saved(tmp_path, photo(ink)))
+    assert np.corrcoef(converted.image.ravel(), expected.ravel())[0, 1] > 0.95
+    assert converted.doubts == ("a box around it is left out",)
+
+
+def blank_sheets() -> dict[str, Image.Image]:
+    nothing = np.zeros((HEIGHT, WIDTH))
+    y, x = np.ogrid[0 : 1 : HEIGHT * 1j, 0 : 1 : WIDTH * 1j]
+    texture = ndimage.gaussian_filter(np.random.default_rng(0).normal(0, 1, (HEIGHT, WIDTH)), 2)
+    shades = ("even", "from the left", "from a corner", "vignette", "lamp", "cast shadow")
+    return {
+        **{f"{shade}": photo(nothing, shade=shade) for shade in shades},
+        **{f"{shade}, small": photo(nothing, shade=shade, scale=2) for shade in shades},
+        "a corner": photo(nothing, shade="corner in the shade"),
+        "much noise": photo(nothing, noise=0.06),
+        "little noise": photo(nothing, noise=0.002),
+        "clean gradient": photo(nothing, shade="from above", noise=0),
+        "clean vignette": photo(nothing, shade="vignette", noise=0),
+        "two grey levels": Image.fromarray((200 + np.rint(x + 0 * y)).astype(np.uint8)),
+        "texture": Image.fromarray(np.rint(200 + 80 * texture).clip(0, 255).astype(np.uint8)),
+        "dark": photo(nothing, shade="from the left", paper=0.08),
+        "specks": photo(speckled(nothing)),
+        "an empty cell": photo(ruled(nothing, TOP, BOTTOM, LEFT, RIGHT)),
+        "28 x 28": photo(nothing, noise=0.02).crop((0, 0, 28, 28)),
+    }
+
+
+@pytest.mark.parametrize("kind", list(blank_sheets()))
+@pytest.mark.parametrize("quality", [40, 90])
+def test_a_blank_sheet_is_refused(kind: str, quality: int, tmp_path: Path) -> None:
+    path = saved(tmp_path, blank_sheets()[kind], "image.jpg", quality=quality)
+    with pytest.raises(Refusal, match="is blank"):
+        convert(path)
+
+
+@pytest.mark.parametrize(
+    ("ground", "contrast"), [(90, 120), (235, -200), (0, 255), (255, -255), (40, 100)]
+)
+def test_a_framed_image_gets_a_black_ground(
+    ground: int, contrast: int, tmp_path: Path, digit_splits: dict[str, Any]
+) -> None:
+    """And full contrast, with every pixel where it was."""
+    for digit in digit_splits["test"]["images"][:20]:
+        pixels = np.rint(ground + digit / 255.0 * contrast).astype(np.uint8)
+        converted = convert(saved(tmp_path, Image.fromarray(pixels)))
+        assert converted.inverted == (contrast < 0) and not converted.framed
+        assert converted.image.max() == 255
+        assert np.median(converted.image[[0, -1]]) == 0
+        assert np.corrcoef(converted.image.ravel(), digit.ravel())[0, 1] > 0.99
+
+
+@pytest.mark.parametrize("kind", ["0 and 1", "0 to 1023", "0 to 300", "float"])
+def test_a_range_that_does_not_fill_its_type_is_no_blank_image(kind: str, tmp_path: Path) -> None:
+    light = np.asarray(drawn()) / 255
+    kinds: dict[str, np.ndarray[Any, Any]] = {
+        "0 and 1": (light > 0.5).astype(np.uint8),
+        "0 to 1023": np.rint(light * 1023).astype(np.uint16),
+        "0 to 300": np.rint(light * 300).astype(np.uint16),
+        "float": (light / 1000).astype(np.float32),
+    }
+    expected = convert(saved(tmp_path, drawn())).image.astype(int)
+    name = "image.tif" if kind == "float" else "image.png"
+    converted = convert(saved(tmp_path, Image.fromarray(kinds[kind]), name))
+    assert np.abs(converted.image.astype(int) - expected).max() <= 3
+    assert np.asarray(converted.original).max() > 200  # and can be seen in a picture of it
+
+
+def test_what_is_doubtful_says_why(tmp_path: Path, digit_splits: dict[str, Any]) -> None:
+    def doubts(ink: Any) -> tuple[str, ...]:
+        return convert(saved(tmp_path, photo(ink))).doubts
+
+    first, second = digit_splits["test"]["images"][:2]
+    ink = drawing(first)
+    assert doubts(ink) == ()
+    assert doubts(ruled(ink, TOP)) == ("a line along its edge is left out",)
+    lowest = np.flatnonzero((ink > 0.5).any(axis=1))[-1]
+    assert doubts(np.roll(ink, HEIGHT - lowest + 4, axis=0)[:HEIGHT]) != ()
+    two = np.maximum(drawing(first, side=110, left=5), drawing(second, side=110, left=125))
+    assert doubts(two) == ("it shows several things",)
+    solid = np.zeros((HEIGHT, WIDTH))
+    solid[80:220, 50:190] = 1
+    assert "100% of its frame" not in doubts(solid) and "of its frame are ink" in doubts(solid)[0]
+
+
+def test_metadata_do_not_refuse_an_image(tmp_path: Path) -> None:
+    """Pixels are what counts: long texts, damaged ones, EXIF data that are none."""
+    expected = convert(saved(tmp_path, drawn())).image
+    text = PngInfo()
+    text.add_itxt("XML:com.adobe.xmp", "x" * 3_000_000, zip=True)
+    long = saved(tmp_path, drawn(), "long.png", pnginfo=text)
+    text = PngInfo()
+    text.add_text("Title", "seven")
+    damaged = saved(tmp_path, drawn(), "damaged.png", pnginfo=text)
+    content = damaged.read_bytes()
+    damaged.write_bytes(content.replace(b"Title\0seven", b"Title\0eight"))  # another checksum's
+    for path in (long, damaged):
+        np.testing.assert_array_equal(convert(path).image, expected)
+    exif = b"Exif\0\0MM\0*\0\0\0\x08\xff\xff"
+    path = saved(tmp_path, drawn(), "image.jpg", exif=exif, quality=95)
+    assert np.abs(convert(path).image.astype(int) - expected).max() < 40
+
+
+def test_a_refusal_gives_the_reason(tmp_path: Path) -> None:
+    path = saved(tmp_path, drawn())
+    content = path.read_bytes()
+    start = content.index(b"IDAT")
+    path.write_bytes(content[: start + 9] + b"\0" + content[start + 10 :])
+    with pytest.raises(Refusal, match=r"IDAT|broken"):
+        convert(path)
+    path.write_bytes(content[:20] + b"\xff\xff" + content[22:])  # the header's checksum is wrong
+    with pytest.raises(Refusal, match=r"PNG: .*checksum in b'IHDR'"):
+        convert(path)
+    path.write_bytes(b"")
+    with pytest.raises(Refusal, match="it is empty"):
+        convert(path)
+    path.write_bytes(b"no image at all")
+    with pytest.raises(Refusal, match="of no known format"):
+        convert(path)
 
 
 @pytest.mark.parametrize(

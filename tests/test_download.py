@@ -348,7 +348,7 @@ def test_mnist_itself_splits_into_48000_12000_10000(
     monkeypatch.setenv(download.MIRROR_VARIABLE, str(MNIST))
     choose(workspace, name="mnist")
     download.main()
-    training, test = split.read_raw("mnist")
+    training, test, _ = split.read_raw("mnist")
     parts = split.split(training, test, validation=0.2, seed=0)
     sizes = {part: len(arrays["images"]) for part, arrays in parts.items()}
     assert sizes == {"train": 48000, "validation": 12000, "test": 10000}

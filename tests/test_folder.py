@@ -2,16 +2,20 @@
 
 import copy
 import json
+import os
 import re
 import shutil
+import sys
+import unicodedata
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 import yaml
-from conftest import TINY, execute, write_params
+from conftest import ROOT, TINY, execute, write_params
 from PIL import Image
 
 from stages import baselines, download, masks, reconstruct, score, split, train
@@ -113,6 +117,135 @@ def test_the_digest_is_of_names_and_contents(tmp_path: Path, digit_splits: dict[
         read_folder(folder)
 
 
+@pytest.mark.parametrize(
+    ("train", "valid"),
+    [("train", "valid"), ("Train", "val"), ("training", "Validation"), ("train", "dev")],
+)
+def test_a_validation_folder_becomes_the_validation_set(
+    train: str, valid: str, workspace: Path, digit_splits: dict[str, Any]
+) -> None:
+    """As it is: none of it is trained on, and nothing more is drawn for it."""
+    for name, each, start in ((train, 12, 0), (valid, 4, 30), ("test", 3, 20)):
+        make(workspace / "pictures" / name, digit_splits, each=each, start=start)
+    download.main()
+    split.main()
+    description = read_json(DATASET)
+    assert description["sizes"] == {"train": 36, "validation": 12, "test": 9}
+    assert description["source"]["given"] == ["test", "train", "validation"]
+    given = [convert(path).image for path in sorted((workspace / "pictures" / valid).glob("*/*"))]
+    arrays = read_arrays(split_path("validation"))
+    order = [NAMES.index(name) for name in sorted(NAMES) for _ in range(4)]
+    assert sorted(image.tobytes() for image in arrays["images"]) == sorted(
+        image.tobytes() for image in given
+    )
+    assert sorted(arrays["labels"].tolist()) == sorted(order)
+    assert not {image.tobytes() for image in given} & {
+        image.tobytes() for image in read_arrays(split_path("train"))["images"]
+    }
+
+
+def test_a_train_folder_may_stand_alone(workspace: Path, digit_splits: dict[str, Any]) -> None:
+    make(workspace / "pictures" / "train", digit_splits)
+    download.main()
+    split.main()
+    assert read_json(DATASET)["sizes"] == {"train": 25, "validation": 6, "test": 5}
+
+
+def test_litter_of_other_systems_is_no_image(tmp_path: Path, digit_splits: dict[str, Any]) -> None:
+    folder = make(tmp_path / "pictures" / "train", digit_splits, each=4).parent
+    make(folder / "test", digit_splits, each=1, start=20)
+    digest = str(read_folder(folder)["digest"])
+    for place in (folder, folder / "train", folder / "train" / "one"):
+        for name in ("__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", ".Trashes"):
+            (place / name / "one").mkdir(parents=True)
+            (place / name / "one" / "0.png").write_text("litter")
+        for name in ("thumbs.db", "Thumbs.db", "Desktop.ini", "ehthumbs.db", ".DS_Store", "._0"):
+            (place / name).write_text("litter")
+    arrays = read_folder(folder)
+    assert arrays["classes"].tolist() == sorted(NAMES) and len(arrays["images"]) == 15
+    assert str(arrays["digest"]) == digest
+
+
+FORMS: tuple[Literal["NFC", "NFD"], ...] = ("NFC", "NFD")
+
+
+def renamed(folder: Path, form: Literal["NFC", "NFD"]) -> None:
+    """A label with an accent, as this or that system writes it."""
+    (folder / "two").rename(folder / unicodedata.normalize(form, "zwölf"))
+
+
+def test_a_label_has_one_name_however_its_accents_are_written(
+    tmp_path: Path, digit_splits: dict[str, Any]
+) -> None:
+    digests = set()
+    for forms in product(FORMS, repeat=2):
+        folder = tmp_path / "".join(forms)
+        for part, form, start in zip(("train", "test"), forms, (0, 20), strict=True):
+            renamed(make(folder / part, digit_splits, each=4, start=start), form)
+        arrays = read_folder(folder)
+        assert arrays["classes"].tolist() == ["nought", "one", "zwölf"]
+        assert arrays["labels"].tolist() == 2 * ([0] * 4 + [1] * 4 + [2] * 4)
+        digests.add(str(arrays["digest"]))
+    assert len(digests) == 1  # it is one dataset
+
+
+def test_names_that_are_no_utf_8_are_read_and_shown(
+    workspace: Path, digit_splits: dict[str, Any]
+) -> None:
+    folder = make(workspace / "pictures", digit_splits)
+    try:
+        (folder / "one" / "0.png").rename(folder / "one" / os.fsdecode(b"caf\xe9.png"))
+    except OSError:
+        pytest.skip("this file system takes UTF-8 names only")
+    (folder / "two").rename(folder / os.fsdecode(b"zw\xf6lf"))
+    download.main()
+    split.main()
+    assert read_json(DATASET)["source"]["classes"] == ["nought", "one", r"zw\xf6lf"]
+    (folder / "one" / os.fsdecode(b"caf\xe9.png")).write_text("no image")
+    shown = execute(
+        sys.executable, "-m", "stages.download", cwd=workspace, check=False, PYTHONPATH=str(ROOT)
+    )
+    assert shown.returncode == 2 and "Traceback" not in shown.stderr
+    assert "caf\\udce9.png is not an image" in shown.stderr
+
+
+def test_doubtful_images_are_counted_in_a_line(
+    tmp_path: Path, digit_splits: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = make(tmp_path / "pictures", digit_splits, each=6)
+    assert read_folder(folder)["images"].shape == (18, 28, 28)
+    assert capsys.readouterr().err == ""
+    for name in ("0.png", "3.png"):
+        pixels = np.asarray(Image.open(folder / "one" / name)).copy()
+        pixels[2:5] = 0  # a line of a form
+        Image.fromarray(pixels).save(folder / "one" / name)
+    read_folder(folder)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "2 of 18 images" in line
+    assert "the first is one/0.png (a line along its edge is left out)" in line
+
+
+def test_the_images_to_train_with_are_counted(
+    workspace: Path, digit_splits: dict[str, Any]
+) -> None:
+    """Not those to test with: many of these do not help."""
+    make(workspace / "pictures" / "train", digit_splits, each=3)
+    make(workspace / "pictures" / "test", digit_splits, each=12)
+    with pytest.raises(Refusal, match="9 images to train with found beside 36 others; at least 10"):
+        download.main()
+
+
+def test_a_share_that_leaves_no_validation_image_is_refused(
+    workspace: Path, digit_splits: dict[str, Any]
+) -> None:
+    make(workspace / "pictures", digit_splits)
+    download.main()
+    write_params(workspace, {**TINY, "data": {**OWN, "validation": 0.01}})
+    with pytest.raises(Refusal, match=r"data\.validation = 0\.01: of 36 .* none .* validation"):
+        split.main()
+    assert not DATASET.exists()
+
+
 def pack(folder: Path) -> None:
     shutil.rmtree(folder)
     folder.write_bytes(b"PK")
@@ -128,6 +261,16 @@ def thin(folder: Path) -> None:
         path.unlink()
 
 
+def split_up(folder: Path) -> None:
+    parts = {name: folder.with_name(name) for name in ("test", "valid")}
+    for part in parts.values():
+        shutil.copytree(folder, part)
+    shutil.rmtree(folder)
+    folder.mkdir()
+    for name, part in parts.items():
+        part.rename(folder / name)
+
+
 Damage = Callable[[Path], object]
 REFUSED: dict[str, tuple[Damage, str]] = {
     "missing": (shutil.rmtree, "there is no such folder"),
@@ -139,11 +282,12 @@ REFUSED: dict[str, tuple[Damage, str]] = {
         lambda folder: (folder / "two" / "notes.txt").write_text("apples"),
         "two/notes.txt is not an image",
     ),
+    "no train": (split_up, "test, valid found, but no train beside"),
     "a folder within": (
         lambda folder: (folder / "two" / "more").mkdir(),
         "two/more is a folder within",
     ),
-    "too few": (thin, "6 images found; at least 10"),
+    "too few": (thin, "6 images to train with found; at least 10"),
 }
 
 
