@@ -58,8 +58,10 @@ def work(job: Job) -> str | None:
     with made_whole(folder) as temporary:
         (temporary / PARAMS).write_text(json.dumps(job.params), encoding="utf-8")
         for name, target in job.links.items():
-            (temporary / name).parent.mkdir(parents=True, exist_ok=True)
-            (temporary / name).symlink_to(target)
+            place = temporary / name
+            place.parent.mkdir(parents=True, exist_ok=True)
+            # Relative, so that it holds when the repository is moved.
+            place.symlink_to(os.path.relpath(target, place.parent.resolve()))
         refused = None
         with _inside(temporary):
             try:
