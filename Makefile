@@ -60,8 +60,11 @@ track: $(READY) ## publish to MLflow what dvc.lock says (STORE=demo for the demo
 ui: $(READY) ## the MLflow UI on localhost (STORE=demo for the demo's runs, PORT=5000)
 	@[[ -f $$STORE/mlflow.db ]] || \
 		{ echo "retrace: $$STORE/mlflow.db is missing; \`make track\` makes it" >&2; exit 2; }
-	cd -- "$$STORE" && MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false python -m mlflow server \
-		--host 127.0.0.1 --port $(PORT) --workers 1 --backend-store-uri sqlite:///mlflow.db
+	@# By a link, since MLflow does not start from a path that holds a %.
+	@link=$$(mktemp -d) && trap 'rm -r "$$link"' EXIT && ln -s "$$PWD/.venv" "$$link/venv" && \
+		cd -- "$$STORE" && MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false "$$link/venv/bin/python" -m \
+		mlflow server --host 127.0.0.1 --port $(PORT) --workers 1 \
+		--backend-store-uri sqlite:///mlflow.db
 
 plots: $(READY) ## dvc plots as one page that works offline: dvc_plots/index.html
 	python -m dvc plots show

@@ -60,8 +60,10 @@ def work(job: Job) -> str | None:
         text = json.dumps(job.params, ensure_ascii=False)
         (temporary / PARAMS).write_text(text, encoding="utf-8")
         for name, target in job.links.items():
-            (temporary / name).parent.mkdir(parents=True, exist_ok=True)
-            (temporary / name).symlink_to(target)
+            place = temporary / name
+            place.parent.mkdir(parents=True, exist_ok=True)
+            # Relative, so that it holds when the repository is moved.
+            place.symlink_to(os.path.relpath(target, place.parent.resolve()))
         refused = None
         with _inside(temporary):
             try:

@@ -55,6 +55,7 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, LifecycleStage, Metric, Param, Run
 from mlflow.exceptions import MlflowException
+from mlflow.store.db import utils as migrations
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -87,6 +88,10 @@ BOUNDS = ("_low", "_high")
 IDENTITIES = ("seed", "n", "code_size", "pca_mse")
 
 Stage = dict[str, Any]
+
+# MLflow gives Alembic the folder of its migrations as it is, where a % begins an interpolation.
+MLFLOW_FOLDER = migrations._get_package_dir()
+migrations._get_package_dir = lambda: MLFLOW_FOLDER.replace("%", "%%")
 
 
 def read_lock() -> dict[str, Stage]:

@@ -202,6 +202,72 @@ def test_publishing_again_adds_nothing_and_a_lost_store_is_rebuilt(workspace: Pa
     assert sorted(run["id"] for run in runs_of(workspace)) == before
 
 
+def track(folder: Path) -> str:
+    return execute(sys.executable, "-m", "stages.track", cwd=folder).stdout
+
+
+def test_a_moved_project_keeps_its_runs_and_pictures(workspace: Path, tmp_path: Path) -> None:
+    moved = workspace.rename(tmp_path / "C#, 50%20x what?now")
+    assert f"0 runs published, {ALL} were there" in track(moved)
+    runs = runs_of(moved)
+    assert all(run["artifact_uri"].startswith(f"{(moved / 'mlruns').as_uri()}/") for run in runs)
+    assert all("checkpoint" in run["files"] for run in runs)
+    assert all(run["images"] for run in runs if run["tags"]["problem"] == "imputation")
+    # A new run goes to the new place, the loadable model of a network too.
+    client = "from mlflow import MlflowClient; c = MlflowClient('sqlite:///mlflow.db');"
+    delete = (
+        "[c.delete_run(r.info.run_id) for r in c.search_runs(['1']) if r.info.run_name == 'vae']"
+    )
+    execute(sys.executable, "-W", "ignore", "-c", client + delete, cwd=moved)
+    assert f"1 runs published, {ALL - 1} were there" in track(moved)
+    listed = (
+        client + "found = c.search_logged_models(['1']);"
+        "print(*[f.path for m in found for f in c.list_logged_model_artifacts(m.model_id)])"
+    )
+    paths = execute(sys.executable, "-W", "ignore", "-c", listed, cwd=moved).stdout.split()
+    # That of the deleted run is still there.
+    assert paths.count("MLmodel") == sum(run["models"] for run in runs) + 1 > 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == [moved.name]
+
+
+def test_a_run_whose_artifacts_were_lost_is_made_anew(workspace: Path) -> None:
+    track(workspace)  # the store lies elsewhere than where it was made
+    runs = {run["name"]: run for run in runs_of(workspace) if run["tags"]["problem"] != "training"}
+    runs_folder = workspace / "mlruns/imputation"
+    shutil.rmtree(runs_folder / runs["mean"]["id"])
+    shutil.rmtree(runs_folder / runs["known"]["id"] / "artifacts/images")
+    assert f"2 runs published, {ALL - 2} were there" in track(workspace)
+    after = runs_of(workspace)
+    assert len(after) == ALL and all(run["files"] for run in after)
+    assert not {runs["mean"]["id"], runs["known"]["id"]} & {run["id"] for run in after}
+    shutil.rmtree(workspace / "mlruns/networks/models")
+    networks = sum(run["models"] for run in after)
+    assert f"{networks} runs published, {ALL - networks} were there" in track(workspace)
+    shutil.rmtree(workspace / "mlruns")
+    assert f"{ALL} runs published, 0 were there" in track(workspace)
+    assert f"0 runs published, {ALL} were there" in track(workspace)
+    assert len(runs_of(workspace)) == ALL
+
+
+def test_what_was_deleted_in_mlflow_comes_back(workspace: Path) -> None:
+    script = (
+        "from mlflow import MlflowClient; c = MlflowClient('sqlite:///mlflow.db');"
+        "e = c.get_experiment_by_name('imputation').experiment_id; c.delete_experiment(e);"
+        "n = c.get_experiment_by_name('networks').experiment_id;"
+        "runs = {r.info.run_name: r for r in c.search_runs([n])};"
+        "c.delete_run(runs['gaussian'].info.run_id);"
+        "c.delete_logged_model(runs['ffnn'].outputs.model_outputs[0].model_id)"
+    )
+    execute(sys.executable, "-W", "ignore", "-c", script, cwd=workspace)
+    said = track(workspace)
+    assert f"2 runs published, {ALL - 2} were there" in said
+    assert said.count("the experiment imputation had been deleted and is restored") == 1
+    assert f"0 runs published, {ALL} were there" in track(workspace)
+    runs = runs_of(workspace)
+    assert len(runs) == ALL
+    assert {run["name"] for run in runs} >= {"mean", "known", "gaussian", "ffnn"}
+
+
 def test_two_first_publishers_at_once(workspace: Path) -> None:
     (workspace / "mlflow.db").unlink()
     shutil.rmtree(workspace / "mlruns")

@@ -18,7 +18,7 @@ from stages import engine, score, sweep
 from stages.artifacts import read_json, write_arrays, write_json
 from stages.check import check_sweeps
 from stages.command import Refusal
-from stages.jobs import Job
+from stages.jobs import Job, work
 from stages.params import Params, load
 from stages.trials import Range, sweep_of
 
@@ -239,6 +239,25 @@ def test_trials_are_made_once_share_networks_and_go_on_after_an_interrupt(
     sweep.main("small")
     assert same(table("small"))[:4] == same(rows)
     assert not list(Path("data").rglob("*.part")) and not Path("data/observed").exists()
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_the_links_of_a_trial_hold_after_a_move(
+    elsewhere: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("RETRACE_ENGINE", "RETRACE_WORKERS"):  # what `work` sets is taken back
+        monkeypatch.setenv(name, "")
+    repository = tmp_path / "before"
+    (repository / "data").mkdir(parents=True)
+    (repository / "data/test.npz").write_text("arrays")
+    if elsewhere:  # on another disk, which does not move
+        (tmp_path / "other" / "disk").mkdir(parents=True)
+        (repository / "data/sweeps").symlink_to(tmp_path / "other" / "disk")
+    links = {"data/test.npz": str(repository / "data/test.npz")}
+    work(Job(str(repository / "data/sweeps/trials/one"), {}, links, []))
+    if not elsewhere:
+        repository = repository.rename(tmp_path / "after")
+    assert (repository / "data/sweeps/trials/one/data/test.npz").read_text() == "arrays"
 
 
 def test_a_trial_scores_as_the_stages_do(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
