@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import termios
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -304,12 +305,13 @@ def test_ctrl_c_leaves_nothing_half_written_and_the_next_repro_carries_on(
     undo = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL);"
     start = "os.execv(sys.executable, [sys.executable, '-m', 'stages.train', 'ffnn'])"
     old = digests(workspace, "models/*")
-    ours, theirs = os.openpty()  # on a terminal a stage shows how far it is
+    ours, theirs = os.openpty()  # on a terminal, of a width, a stage shows how far it is
+    termios.tcsetwinsize(theirs, (24, 100))
     command = [sys.executable, "-c", undo + start]
     with subprocess.Popen(command, cwd=workspace, env=environment(), stderr=theirs) as process:
         os.close(theirs)
         shown = ""
-        while not re.search(r"\b[1-9]\d*/100000", shown):  # it trains, and would for an hour
+        while not re.search(r"\b[1-9][\d.]*/100000", shown):  # it trains, and would for an hour
             shown += os.read(ours, 1000).decode()
         process.send_signal(signal.SIGINT)
         with suppress(OSError):  # how a terminal ends
