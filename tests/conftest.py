@@ -5,16 +5,18 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-import torch
 import yaml
 from hypothesis import HealthCheck, settings
 
 from stages.download import digits
 from stages.split import split
+
+if TYPE_CHECKING:  # what `stages` says of threads that wait is read when torch is imported
+    import torch
 
 # No example is too slow, however busy the machine is, and each run tries the same ones.
 settings.register_profile(
@@ -219,6 +221,8 @@ THREADS = int(os.environ.get("RETRACE_TEST_THREADS", "1"))
 @pytest.fixture(scope="session", autouse=True)
 def threads() -> None:
     """As many threads for torch as `THREADS` says, here as in what `execute` starts."""
+    import torch
+
     torch.set_num_threads(THREADS)
 
 
@@ -230,8 +234,10 @@ def digit_splits() -> dict[str, dict[str, Any]]:
 
 
 @pytest.fixture(scope="session")
-def images(digit_splits: dict[str, dict[str, Any]]) -> torch.Tensor:
+def images(digit_splits: dict[str, dict[str, Any]]) -> "torch.Tensor":
     """All training digits, (n, 28, 28) in [0, 1]."""
+    import torch
+
     return torch.from_numpy(digit_splits["train"]["images"].astype(np.float32) / 255)
 
 

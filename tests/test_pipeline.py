@@ -3,12 +3,14 @@
 import copy
 import hashlib
 import json
+import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
-import time
+import termios
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -368,22 +370,23 @@ def test_ctrl_c_leaves_nothing_half_written_and_the_next_repro_carries_on(
     # Whoever started the tests in the background may have had Ctrl-C ignored: undo that first.
     undo = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL);"
     start = "os.execv(sys.executable, [sys.executable, '-m', 'stages.train', 'ffnn'])"
-    process = subprocess.Popen(
-        [sys.executable, "-c", undo + start],
-        cwd=workspace,
-        env=environment(),
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    time.sleep(10)  # imports take two seconds, training would take an hour
     old = digests(workspace, "models/*")
-    process.send_signal(signal.SIGINT)
-    try:
-        _, errors = process.communicate(timeout=60)
-    finally:
-        process.kill()  # nothing, where it has ended; otherwise it would train for an hour
+    ours, theirs = os.openpty()  # on a terminal, of a width, a stage shows how far it is
+    termios.tcsetwinsize(theirs, (24, 100))
+    command = [sys.executable, "-c", undo + start]
+    with subprocess.Popen(command, cwd=workspace, env=environment(), stderr=theirs) as process:
+        os.close(theirs)
+        shown = ""
+        while not re.search(r"\b[1-9][\d.]*/100000", shown):  # it trains, and would for an hour
+            shown += os.read(ours, 1000).decode()
+        process.send_signal(signal.SIGINT)
+        with suppress(OSError):  # how a terminal ends
+            while more := os.read(ours, 1000):
+                shown += more.decode()
+    os.close(ours)
     assert process.returncode == 130
-    assert errors.strip() == "retrace: interrupted; nothing half-written was kept. Run it again"
+    last = shown.split("\n")[-2].strip()
+    assert last == "retrace: interrupted; nothing half-written was kept. Run it again"
     assert digests(workspace, "models/*") == old
     assert not list(workspace.rglob("*.part"))
     write_params(workspace, TINY)

@@ -133,6 +133,27 @@ def server(folder: Path, port: int) -> Iterator[None]:
         process.communicate()
 
 
+# Waits in its third run, with two finished, until somebody removes a file.
+PAUSING = """
+import pathlib, time
+from stages import track
+from stages.command import run
+
+log, begun, paused = track.log, [], pathlib.Path("paused")
+
+def pausing(*given, **more):
+    begun.append(given)
+    if len(begun) == 3:
+        paused.touch()
+        while paused.exists():
+            time.sleep(0.05)
+    log(*given, **more)
+
+track.log = pausing
+run(track.main)
+"""
+
+
 @FEW
 def test_a_server_that_dies_in_the_middle_and_comes_back(
     undisturbed: tuple[Path, float], tmp_path: Path
@@ -145,10 +166,13 @@ def test_a_server_that_dies_in_the_middle_and_comes_back(
         port = probe.getsockname()[1]
     uri = f"http://127.0.0.1:{port}"
     with server(place, port):
-        process = started(*TRACK, cwd=folder, MLFLOW_TRACKING_URI=uri)
-        while process.poll() is None and finished_runs(place) < 2:
+        process = started(sys.executable, "-c", PAUSING, cwd=folder, MLFLOW_TRACKING_URI=uri)
+        while process.poll() is None and not (folder / "paused").exists():
             time.sleep(0.05)
-        assert process.poll() is None
+        assert (
+            process.poll() is None and [row[2] for row in published(place)].count("FINISHED") == 2
+        )
+    (folder / "paused").unlink()
     output = process.communicate()[0]
     assert process.returncode == 2, output
     assert output.count("retrace: ") == 1 and uri in output and "Traceback" not in output
@@ -157,15 +181,6 @@ def test_a_server_that_dies_in_the_middle_and_comes_back(
     assert "0 were there" not in again  # those that were whole are not published anew
     expected = [row[:3] for row in published(undisturbed[0])]
     assert [row[:3] for row in published(place)] == expected
-
-
-def finished_runs(folder: Path) -> int:
-    query = "SELECT count(*) FROM runs WHERE status = 'FINISHED'"
-    try:
-        with closing(sqlite3.connect(folder / "mlflow.db")) as database:
-            return int(database.execute(query).fetchone()[0])
-    except sqlite3.OperationalError:  # busy, or not there yet
-        return 0
 
 
 def changed(folder: Path, *, rounds: int) -> None:
