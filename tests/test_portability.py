@@ -39,7 +39,7 @@ MEANS = ("mse", "ssim", "psnr", "mse_over_ridge", "mse_over_pca")
 def numerical(*files: str, **processor: str) -> str:
     """The summary of the numerical tests under a processor; fails where one of them does."""
     pytest_ = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist")
-    done = execute(*pytest_, "-m", "numerical", *files, cwd=ROOT, **processor)
+    done = execute(*pytest_, "-m", "numerical", *files, cwd=ROOT, check=True, **processor)
     return done.stdout.splitlines()[-1]
 
 
@@ -62,7 +62,7 @@ def test_a_small_pipeline_gives_the_same_means(
     tmp_path: Path,
 ) -> None:
     folder = make_workspace(tmp_path / "clone")
-    execute("dvc", "repro", cwd=folder, **PROCESSORS[name])
+    execute("dvc", "repro", cwd=folder, check=True, **PROCESSORS[name])
     found, expected = (means(where / "metrics") for where in (folder, finished))
     assert len(expected) > 10
     assert found == pytest.approx(expected, rel=0.05)
@@ -86,4 +86,7 @@ def means(folder: Path) -> dict[str, float]:
 
 def test_the_stand_ins_are_heard() -> None:
     told = "import torch; print(torch.backends.cpu.get_cpu_capability(), torch.get_num_threads())"
-    assert execute(sys.executable, "-c", told, cwd=ROOT, **TOGETHER).stdout == "DEFAULT 2\n"
+    assert (
+        execute(sys.executable, "-c", told, cwd=ROOT, check=True, **TOGETHER).stdout
+        == "DEFAULT 2\n"
+    )
