@@ -291,7 +291,10 @@ def find_ink(values: Floats, *, path: Path) -> Ink:
     Refusal
         When the sheet is blank.
     """
-    blank = Refusal(f"{path} is blank: nothing stands out from its paper, shade and noise")
+    blank = Refusal(
+        f"{path} is blank: nothing stands out from its paper, shade and noise; a digit needs some "
+        "paper around it"
+    )
     doubts = []
     raw, inverted = darkness(values.astype(np.float32))
     blur = BLUR * max(raw.shape)
@@ -307,7 +310,8 @@ def find_ink(values: Floats, *, path: Path) -> Ink:
         strokes = cut_strokes(smooth, 1 - (1 - smooth) / paper, least=least)
         if strokes.any():
             doubts.append("its ink touches the edge")
-            paper = drained(1 - smooth, closed=strokes)
+            rims = ndimage.binary_dilation(strokes, iterations=1 + max(raw.shape) // 30)
+            paper = drained(1 - smooth, closed=rims)  # theirs are darker than paper, too
         raw, smooth = 1 - (1 - raw) / paper, 1 - (1 - smooth) / paper
     first = max(least, INK * float(smooth.max()))
     marks, energy = marks_of(smooth, least=first)
@@ -327,7 +331,7 @@ def find_ink(values: Floats, *, path: Path) -> Ink:
     boxes = np.array([[(side.start, side.stop) for side in place] for place in places])[kept[1:]]
     sizes = np.ptp(boxes, axis=2).max(axis=1)
     side = max(raw.shape)
-    if sizes.max() < side / 30 and sizes.sum() < side / 5:  # nothing but specks
+    if sizes.max() < side / 25 and sizes.sum() < side / 5:  # nothing but specks
         raise blank
     if are_apart(boxes, energy[1:][kept[1:]]):
         doubts.append("it shows several things")
@@ -343,8 +347,11 @@ def darkness(values: Floats) -> tuple[Floats, bool]:
     side = min(values.shape)
     depths = range(0, 1 + side // 10, 1 + side // 100)  # the outermost may be a form's line
     rims = [rim(values[i : values.shape[0] - i, i : values.shape[1] - i]) for i in depths]
-    level = max(float(np.median([np.median(each) for each in rims])), CONTRAST)
-    even = (np.abs(np.concatenate(rims) - level) < CONTRAST / 2).mean() > EVEN
+    middles = np.array([np.median(each) for each in rims])
+    agree = np.array([np.mean(np.abs(each - np.median(each)) < CONTRAST / 2) for each in rims])
+    clear = agree >= 0.8 * agree.max()  # and the inner ones cross ink where it fills the picture
+    level = max(float(np.median(middles[clear])), CONTRAST)
+    even = agree.max() > EVEN
     # The side of the ink has the longer tail: strokes stand out from their surroundings, and from
     # the paper anywhere, if that is even.
     local = values - ndimage.uniform_filter(values, 1 + side // 4)

@@ -215,6 +215,15 @@ def broken(ink: Any) -> Any:
     return ink
 
 
+def cropped(ink: Any, *, margin: int) -> Image.Image:
+    """Of the digit and little else."""
+    rows, columns = (np.flatnonzero((ink > 0.3).any(axis=axis)) for axis in (1, 0))
+    picture = photo(ink)
+    return picture.crop(
+        (columns[0] - margin, rows[0] - margin, columns[-1] + margin, rows[-1] + margin)
+    )
+
+
 PHOTOS: dict[str, Callable[[Any], Image.Image]] = {
     **{
         shade: partial(photo, shade=shade)
@@ -234,6 +243,7 @@ PHOTOS: dict[str, Callable[[Any], Image.Image]] = {
     "a cell": lambda ink: photo(ruled(ink, TOP, BOTTOM, LEFT, RIGHT)),
     "a cell in the shade": lambda ink: photo(ruled(ink, TOP, RIGHT), shade="from above"),
     "specks": lambda ink: photo(speckled(ink)),
+    "cropped closely": partial(cropped, margin=6),
     "broken": lambda ink: photo(broken(ink)),
 }
 
