@@ -37,7 +37,7 @@ from stages.sections.model import Section, State
 
 PAGE = Path("metrics/page.html")
 REPORT = Path("metrics/report.html")
-SUMMARY = Path("metrics/page.md")
+TABLE = Path("metrics/page.md")
 LOCK = Path("dvc.lock")
 TEMPLATES = Path(__file__).parent / "sections" / "templates"
 LARGEST = 10_000_000  # bytes: what one may send by e-mail
@@ -221,7 +221,7 @@ def draw() -> None:
         seconds=stage_seconds(state),
     )
     write_page(PAGE, text)
-    write_text(SUMMARY, summary(parts) + "\n")
+    write_text(TABLE, summary(parts) + "\n")
     print(f"{PAGE}: {PAGE.stat().st_size / 1e6:.1f} MB")
 
 

@@ -61,6 +61,7 @@ STAGES = [
     ("metrics", "score imputation-mean"),
     ("metrics", "baselines"),
     ("metrics", "report"),
+    ("metrics", "summary"),
 ]
 
 
