@@ -136,7 +136,7 @@ def test_of_a_store_that_holds_runs(
     forget(folder, "imputation")
     left = published(folder)
     assert len(left) == len(expected) - 1
-    with small_disk(folder, kib=used(folder) + 2000):
+    with small_disk(folder, kib=used(folder) + 20_000):
         ballast = fill(folder, leave=0)
         code, output = zygote.track(cwd=folder)
         ballast.unlink()
