@@ -38,7 +38,7 @@ MEANS = ("mse", "ssim", "psnr", "mse_over_ridge", "mse_over_pca")
 
 def numerical(*files: str, **processor: str) -> str:
     """The summary of the numerical tests under a processor; fails where one of them does."""
-    pytest_ = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist")
+    pytest_ = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider")
     done = execute(*pytest_, "-m", "numerical", *files, cwd=ROOT, check=True, **processor)
     return done.stdout.splitlines()[-1]
 
