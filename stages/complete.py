@@ -101,14 +101,14 @@ def mask_of(name: str, params: Params) -> NDArray[np.bool_]:
             f"--mask {name}: allowed are {', '.join(masks.patterns)}, or an image file whose white "
             "pixels are hidden"
         )
-    values = luminance(read_image(path), path=path)
-    height, width = values.shape
+    picture = read_image(path)
+    width, height = picture.size
     if height != width:
         raise Refusal(
             f"--mask {name}: {width} x {height} pixels; a square is needed, since it lies over the "
             f"{SIDE} x {SIDE} pixels that the network sees"
         )
-    picture = Image.fromarray(values.astype(np.float32))
+    picture = Image.fromarray(luminance(picture, path=path).astype(np.float32))
     hidden = np.asarray(picture.resize((SIDE, SIDE), Image.Resampling.BOX)) >= 0.5
     if not hidden.any():
         raise Refusal(f"--mask {name}: no pixel is white, so that nothing is hidden")

@@ -32,6 +32,7 @@ not be it, `Converted.doubts` says why.
 
 import io
 import math
+import struct
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -197,17 +198,20 @@ def reason_of(error: Exception, path: Path) -> str:
     """Why Pillow reads no image from a file, in a few words."""
     if isinstance(error, UnidentifiedImageError):
         # It says nothing itself; the format that the file begins as does.
-        with path.open("rb") as file:
+        with path.open("rb") as file, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             begin = file.read(16)
             if not begin:
                 return "it is empty"
             for name, (factory, accept) in Image.OPEN.items():
-                if name not in PROGRAMS and accept and accept(begin) is True:
-                    file.seek(0)
-                    try:
+                try:
+                    if name not in PROGRAMS and accept and accept(begin) is True:
+                        file.seek(0)
                         factory(file, "")
-                    except Exception as cause:
-                        return " ".join(f"{name}: {cause}".split())[:80]
+                except struct.error:
+                    continue  # too short to begin as this format
+                except Exception as cause:
+                    return " ".join(f"{name}: {cause}".split())[:80]
         return "of no known format"
     return " ".join(f"{error!r}".split())[:80]
 

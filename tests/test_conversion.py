@@ -385,9 +385,10 @@ def test_a_refusal_gives_the_reason(tmp_path: Path) -> None:
     path.write_bytes(b"")
     with pytest.raises(Refusal, match="it is empty"):
         convert(path)
-    path.write_bytes(b"no image at all")
-    with pytest.raises(Refusal, match="of no known format"):
-        convert(path)
+    for begin in (b"x", b"xx", content[:3], b"\0\0\0", b"no image at all"):
+        path.write_bytes(begin)
+        with pytest.raises(Refusal, match="of no known format"):
+            convert(path)
 
 
 @pytest.mark.parametrize(
