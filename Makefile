@@ -55,7 +55,7 @@ faults: $(READY) ## every fault: kills, full disks, hostile files, mutated param
 	RETRACE_FAULTS=full python -m pytest -rA tests/faults tests/test_params.py
 
 track: $(READY) ## publish to MLflow what dvc.lock says (STORE=demo for the demo's)
-	@cd -- "$$STORE" && python -m stages.track
+	@cd -- "$$STORE" && python -m stages.mend && python -m stages.track
 
 ui: $(READY) ## the MLflow UI on localhost (STORE=demo for the demo's runs, PORT=5000)
 	@[[ -f $$STORE/mlflow.db ]] || \

@@ -232,7 +232,7 @@ def load_checkpoint(path: Path) -> tuple[nn.Module, dict[str, Any]]:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except FileNotFoundError:
         raise Refusal(f"{path} is missing; `dvc repro` trains it") from None
-    except SafetensorError as error:
+    except (SafetensorError, OSError) as error:
         raise Refusal(
             f"{path} is not a whole safetensors file ({error}); truncated files and pickles are "
             "not read. Delete it and run `dvc repro`"

@@ -213,7 +213,7 @@ def read_network(path: Path, *, shape: tuple[int, ...]) -> tuple[nn.Module, str 
             tensors = {} if ours else {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except FileNotFoundError:
         raise Refusal(f"{path} is missing; give a checkpoint") from None
-    except (SafetensorError, IsADirectoryError) as error:
+    except (SafetensorError, OSError) as error:
         if path.suffix.lower() in PICKLES:
             target = path.with_suffix(".safetensors").name
             raise Refusal(
@@ -249,7 +249,7 @@ def _refuse_parts(path: Path) -> None:
         return
     try:
         names = set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values())
-    except (ValueError, LookupError, TypeError, AttributeError):
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return  # no index: what it is not is said where it is read
     pickled = not all(str(name).endswith(".safetensors") for name in names)
     load_part = "torch.load(f, weights_only=True)" if pickled else "s.load_file(f)"
@@ -280,9 +280,10 @@ def read_images(path: Path, *, option: str) -> dict[str, Tensor]:
     where = f"{option} {path}"
     if not path.is_file():
         raise Refusal(f"{where}: there is no such file")
-    if path.suffix == ".npy":
+    if path.suffix.lower() == ".npy":
         try:
-            arrays = {"images": np.load(path, allow_pickle=False)}
+            # Mapped, so that a header cannot have more memory taken than the file has.
+            arrays = {"images": np.array(np.lib.format.open_memmap(path, mode="r"))}
         except (ValueError, OSError, EOFError) as error:
             raise Refusal(f"{where}: not a readable .npy ({error!r:.120})") from None
     else:

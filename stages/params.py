@@ -6,9 +6,11 @@ stage depends on).
 """
 
 import inspect
+import re
 import reprlib
 from collections.abc import Callable
 from importlib import import_module
+from itertools import accumulate
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
@@ -19,6 +21,7 @@ from ruamel.yaml.error import MarkedYAMLError
 from stages.command import Refusal
 
 PARAMS = Path("params.yaml")
+DEEPEST = 1000  # levels of YAML; its reader overflows the stack at some ten thousand
 SIDE = 28  # pixels: every image is SIDE x SIDE
 
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
@@ -159,6 +162,14 @@ def conflict_in(text: str) -> str | None:
     return None
 
 
+def depth_of(text: str) -> int:
+    """How deeply brackets of a YAML text are nested, at most, those in strings included; or dashes
+    of one line."""
+    depths = accumulate((c in "[{") - (c in "]}") for c in text if c in "[{]}")
+    dashes = max(map(len, re.findall(r"(?:[-?:][ \t]+)+", text)), default=0) // 2
+    return max(max(depths, default=0), dashes)
+
+
 def parse_yaml(content: bytes, *, name: str) -> Any:
     """What a YAML file holds for DVC, whose reader this is.
 
@@ -181,6 +192,8 @@ def parse_yaml(content: bytes, *, name: str) -> Any:
         text = content.decode()
     except UnicodeDecodeError as error:
         raise Refusal(f"{name} is not UTF-8: {error.reason} at byte {error.start}") from None
+    if depth_of(text) > DEEPEST:
+        raise Refusal(f"{name} is nested in more than {DEEPEST} levels")
     try:
         return YAML(typ="safe").load(text)
     except Exception as error:  # not YAMLError alone: the 40th of May raises ValueError
@@ -194,6 +207,8 @@ def parse_yaml(content: bytes, *, name: str) -> Any:
 
 def read_yaml(path: Path) -> Any:
     """What a YAML file here holds, as `parse_yaml` reads it; a missing one is refused too."""
+    if path.exists() and not path.is_file():  # a pipe would be waited for
+        raise Refusal(f"{path} is no file")
     try:
         content = path.read_bytes()
     except FileNotFoundError:
@@ -211,6 +226,8 @@ def load(path: Path = PARAMS) -> Params:
         impossible value.
     """
     content = read_yaml(path)
+    if not isinstance(content, dict):
+        raise Refusal(f"{path} holds {shown(content)}; sections such as data are needed")
     try:
         return Params.model_validate(content)
     except ValidationError as error:

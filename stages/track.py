@@ -98,9 +98,12 @@ def read_lock() -> dict[str, Stage]:
     """The stages of dvc.lock by name."""
     if not LOCK.exists():
         raise Refusal(f"{LOCK} is missing; run `dvc repro` first")
-    stages: dict[str, Stage] = yaml.load(LOCK.read_text(encoding="utf-8"), yaml.CSafeLoader)[
-        "stages"
-    ]
+    try:
+        stages: Any = yaml.load(LOCK.read_text(encoding="utf-8"), yaml.CSafeLoader)["stages"]
+    except (yaml.YAMLError, UnicodeDecodeError, TypeError, KeyError):
+        stages = None
+    if not isinstance(stages, dict):
+        raise Refusal(f"{LOCK} is broken; `python -m stages.mend` mends it")
     return stages
 
 
@@ -145,6 +148,8 @@ def create(path: Path) -> None:
     """
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
+    if path.is_dir():
+        raise Refusal(f"{path} is a folder; the tracking store is a file there")
     if path.exists() and path.stat().st_size:
         return
     part = path.with_name(f"{path.name}.part")
@@ -195,7 +200,6 @@ def store() -> Iterator[MlflowClient]:
     """
     # Relative, so that no character of the repository's own path has a meaning in the URI.
     uri = SERVER or f"sqlite:///{os.path.relpath(root() / 'mlflow.db')}"
-    database = database_of(uri)
     # MLflow logs each migration of a new database, and each retry with a stack trace.
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
@@ -203,6 +207,7 @@ def store() -> Iterator[MlflowClient]:
     (root() / ".dvc" / "tmp").mkdir(parents=True, exist_ok=True)
     with FileLock(root() / ".dvc" / "tmp" / "track.lock"):
         try:
+            database = database_of(uri)
             if database:
                 create(database)
             client = MlflowClient(uri)
@@ -212,7 +217,7 @@ def store() -> Iterator[MlflowClient]:
                     connection.execute("PRAGMA journal_mode=WAL")  # readers beside a writer
                 follow(database)
             yield client
-        except (MlflowException, SQLAlchemyError, sqlite3.Error, OSError) as error:
+        except (MlflowException, SQLAlchemyError, sqlite3.Error, OSError, ImportError) as error:
             reason = str(error).strip().splitlines()[0]
             raise Refusal(
                 f"the tracking store {uri} failed ({reason[:200]}); all results are safe, and "
@@ -249,7 +254,10 @@ def is_there(client: MlflowClient, run: Run) -> bool:
         return False
     found = {file.path for file in client.list_artifacts(run.info.run_id)}
     # Older runs do not say what they had: they had something.
-    wanted = set(json.loads(run.data.tags.get(ARTIFACTS, "[]")))
+    try:
+        wanted = set(json.loads(run.data.tags.get(ARTIFACTS, "[]")))
+    except (ValueError, TypeError):  # edited by someone
+        return False
     if not found or not wanted <= found:
         return False
     try:

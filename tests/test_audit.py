@@ -13,7 +13,7 @@ import torch
 from conftest import TINY, write_params
 from PIL import Image
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from stages import audit
 from stages.artifacts import save_checkpoint, write_arrays
@@ -345,6 +345,9 @@ def test_a_pickle_is_not_read_and_the_line_that_converts_it_works(
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no checkpoint": ({"checkpoint": "none.safetensors"}, "give a checkpoint"),
+    "a folder": ({"checkpoint": "data"}, "not a whole safetensors file"),
+    "no bias": ({"checkpoint": "unbiased.safetensors"}, "bias is 0 throughout"),
+    "an archive": ({"data": Path("archive.npy")}, "not a readable .npy"),
     "no safetensors": ({"checkpoint": "data.npz"}, "not a whole safetensors file"),
     "settings": ({"settings": "kkt"}, "allowed are sparse_span"),
     "no data": ({"data": Path("none.npz")}, "no such file"),
@@ -384,6 +387,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 @pytest.mark.parametrize("case", REFUSED)
 def test_bad_input_is_one_line_and_leaves_nothing(case: str, workspace: Path) -> None:
     np.savez("other.npz", pictures=np.zeros((3, 28, 28)))
+    tensors = load_file("plain.safetensors")
+    tensors["layers.0.bias"] = torch.zeros_like(tensors["layers.0.bias"])
+    save_file(tensors, "unbiased.safetensors")
+    Path("archive.npy").write_bytes(Path("data.npz").read_bytes())
     np.save("objects.npy", np.array([{}], dtype=object), allow_pickle=True)
     np.save("flat.npy", np.zeros(784, np.float32))
     np.save("zero.npy", np.zeros((0, 28, 28), np.float32))

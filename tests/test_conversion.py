@@ -1,5 +1,6 @@
 """Any image file becomes what MNIST's files hold, or is refused in a line."""
 
+import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -352,6 +353,8 @@ def test_what_is_doubtful_says_why(tmp_path: Path, digit_splits: dict[str, Any])
     solid = np.zeros((HEIGHT, WIDTH))
     solid[80:220, 50:190] = 1
     assert "100% of its frame" not in doubts(solid) and "of its frame are ink" in doubts(solid)[0]
+    disc = np.hypot(*np.indices((HEIGHT, WIDTH)) - np.array([[[150]], [[120]]])) < 60
+    assert "it is a patch rather than strokes" in doubts(disc.astype(float))
 
 
 def test_metadata_do_not_refuse_an_image(tmp_path: Path) -> None:
@@ -365,10 +368,16 @@ def test_metadata_do_not_refuse_an_image(tmp_path: Path) -> None:
     damaged = saved(tmp_path, drawn(), "damaged.png", pnginfo=text)
     content = damaged.read_bytes()
     damaged.write_bytes(content.replace(b"Title\0seven", b"Title\0eight"))  # another checksum's
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
+    sideways = drawn().transpose(Image.Transpose.ROTATE_90)
+    turned = saved(tmp_path, sideways, "turned.png", pnginfo=text, exif=exif)
+    turned.write_bytes(turned.read_bytes().replace(b"Title\0seven", b"Title\0eight"))
     for path in (long, damaged):
         np.testing.assert_array_equal(convert(path).image, expected)
-    exif = b"Exif\0\0MM\0*\0\0\0\x08\xff\xff"
-    path = saved(tmp_path, drawn(), "image.jpg", exif=exif, quality=95)
+    assert np.abs(convert(turned).image.astype(int) - expected).max() <= 3
+    broken = b"Exif\0\0MM\0*\0\0\0\x08\xff\xff"
+    path = saved(tmp_path, drawn(), "image.jpg", exif=broken, quality=95)
     assert np.abs(convert(path).image.astype(int) - expected).max() < 40
 
 
@@ -452,3 +461,9 @@ def test_numbers_that_are_no_grey_levels_are_refused(tmp_path: Path) -> None:
     path = saved(tmp_path, Image.fromarray(np.array([[0, 70_000]], np.int32)), "image.tif")
     with pytest.raises(Refusal, match="0 to 65535 are allowed"):
         convert(path)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(Refusal, match=r"pipe\.png is no file"):
+        convert(tmp_path / "pipe.png")

@@ -317,6 +317,14 @@ def test_repeats_among_images_leave_the_first(truth: Truth) -> None:
     images = torch.cat([truth.images[:5], truth.images[2:3], 0.7 * truth.images[:1]])
     found = identification.near_duplicates(images, shape=(28, 28))
     assert found.of.tolist() == [identification.UNMATCHED] * 5 + [2, 0]
+    # From one digit to another by steps that nearly equal each other: the other one stays.
+    shares = torch.linspace(0, 1, 15)[:, None]
+    chain = (1 - shares) * truth.images[0] + shares * truth.images[1]
+    found = identification.near_duplicates(chain, shape=(28, 28))
+    stay = found.of == identification.UNMATCHED
+    assert 2 < stay.sum() < 15 and stay[found.of[~stay]].all()
+    both = identification.correlations(chain[~stay], chain[found.of[~stay]], mean=None)
+    assert (both.diagonal() > identification.NEAR_DUPLICATE - 0.01).all()
     # Beyond one block; of one value; of few pixels; none.
     many = torch.rand(1100, 30, generator=torch.Generator().manual_seed(0))
     many[1090] = many[3]

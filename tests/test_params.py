@@ -118,8 +118,19 @@ def test_refusals_name_key_value_and_what_is_allowed(
 def test_a_file_that_is_not_there_or_not_yaml(tmp_path: Path) -> None:
     with pytest.raises(Refusal, match="is missing"):
         load(tmp_path / "params.yaml")
-    (tmp_path / "params.yaml").write_text("data: [1, 2\n")
-    with pytest.raises(Refusal, match="is not YAML"):
+    for text, said in (
+        ("data: [1, 2\n", "is not YAML"),
+        ("", r"params\.yaml holds None; sections such as data are needed"),
+        ("- 1\n", r"params\.yaml holds \[1\]"),
+        ("x: " + 60_000 * "[", "is nested in more than 1000 levels"),
+        ("x:\n" + 60_000 * "- " + "1", "is nested in more than 1000 levels"),
+    ):
+        (tmp_path / "params.yaml").write_text(text)
+        with pytest.raises(Refusal, match=said):
+            load(tmp_path / "params.yaml")
+    (tmp_path / "params.yaml").unlink()
+    os.mkfifo(tmp_path / "params.yaml")
+    with pytest.raises(Refusal, match=r"params\.yaml is no file"):
         load(tmp_path / "params.yaml")
 
 

@@ -56,6 +56,21 @@ def test_dvc_gc_spares_the_other_cache(clone: Path) -> None:
         assert list((folder / "data/raw").iterdir())
 
 
+@pytest.mark.parametrize("text", ["", "<<<<<<< HEAD\n", "schema: '2.0'\n", "stages: 5\n"])
+def test_a_broken_lock_is_not_published(text: str, tmp_path: Path) -> None:
+    (tmp_path / "dvc.lock").write_text(text, encoding="utf-8")
+    script = "from stages.track import read_lock; read_lock()"
+    done = execute(sys.executable, "-c", script, cwd=tmp_path, check=False, PYTHONPATH=str(ROOT))
+    assert "dvc.lock is broken; `python -m stages.mend` mends it" in done.stderr.splitlines()[-1]
+
+
+def test_a_folder_in_place_of_the_store_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "mlflow.db").mkdir()
+    script = "from stages.track import store; store().__enter__()"
+    done = execute(sys.executable, "-c", script, cwd=tmp_path, check=False, PYTHONPATH=str(ROOT))
+    assert "mlflow.db is a folder" in done.stderr.splitlines()[-1]
+
+
 @pytest.fixture
 def made(tmp_path: Path) -> Path:
     """The Makefile under a hostile name, and a `python` that says what it was given."""

@@ -145,7 +145,8 @@ def near_duplicates(
     ----------
     images : (n, d)
     others : (m, d), optional
-        Without it, the images themselves: each is compared with those before it.
+        Without it, the images themselves: each is compared with those before it that are no
+        duplicates.
     shape : tuple of int
         Of an image, rows and columns last.
     """
@@ -176,6 +177,14 @@ def near_duplicates(
             values[block] = torch.where(better, best.values, values[block])
             near = better & (best.values > NEAR_DUPLICATE)
             of[block] = torch.where(near, best.indices, of[block])
+    if earlier:  # in a chain, each beside those that stay
+        for j in torch.nonzero(of != UNMATCHED).flatten().tolist():
+            if of[of[j]] != UNMATCHED:
+                stay = torch.nonzero(of[:j] == UNMATCHED).flatten()
+                again = near_duplicates(images[stay], images[j : j + 1], shape=shape)
+                values[j], of[j] = again.values[0], UNMATCHED
+                if again.of[0] != UNMATCHED:
+                    of[j] = stay[again.of[0]]
     return Duplicates(of, values)
 
 

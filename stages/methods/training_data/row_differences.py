@@ -86,6 +86,11 @@ def two_hidden_layers(network: nn.Module) -> tuple[list[Tensor], Tensor]:
             f"the attack does not cover this network: it has {len(weights) - 1} hidden layers; "
             "2 are needed"
         )
+    if not (bias.any() and all(weight.any() for weight in weights)):
+        raise Refusal(
+            "the attack does not cover this network: a layer or the first layer's bias is 0 "
+            "throughout, so that nothing of an image is in it"
+        )
     return weights, bias
 
 
