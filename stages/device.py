@@ -68,7 +68,8 @@ def computing_on(device: torch.device, precision: Precision = "float32") -> Iter
         see `matmul_precision`. Otherwise TF32 is off, in convolutions always: its bits would be all
         that agrees with the processor.
     """
-    with _rounded_products(device, matmul_precision(device, precision) != "float32"):
+    mixed = precision == "mixed" and matmul_precision(device, precision) != "float32"
+    with _rounded_products(device, mixed):
         if device.type == "cpu":  # without the microseconds that a mode costs each call
             yield
             return
@@ -83,15 +84,16 @@ def matmul_precision(device: torch.device, precision: Precision) -> str:
     -------
     "float32" (not at all), "bfloat16" or "tf32"
     """
-    return "float32" if precision == "float32" else _mixed_precision(device)
+    return _probed(device, precision == "mixed")
 
 
 @cache
-def _mixed_precision(device: torch.device) -> str:
-    """Told by a product: a processor may have the instructions, and its library not use them."""
+def _probed(device: torch.device, mixed: bool) -> str:
+    """Told by a product: a processor may have the instructions, and its library not use them, or
+    round unasked, by a variable of its own."""
     if device.type not in ("cpu", "cuda"):
         return "float32"
-    with _rounded_products(device, True):
+    with _rounded_products(device, mixed):
         left = torch.full((PROBED, PROBED), PROBE, device=device)
         return told_by(left @ torch.ones_like(left))
 
