@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from benchmarks.data import read_images
 from benchmarks.timing import alternate, print_table, write_result
-from stages.artifacts import OPTIMA, checkpoint_path, load_checkpoint, read_arrays
-from stages.command import Refusal, run
-from stages.methods.decoder_inversion import bounded, gauss_newton
-from stages.methods.decoder_inversion._decoder import decode, problem_of
-from stages.optima import PENALTIES
-from stages.params import load
+from retrace.methods.decoder_inversion import bounded, gauss_newton
+from retrace.methods.decoder_inversion._decoder import decode, problem_of
+from retrace.pipeline.artifacts import OPTIMA, checkpoint_path, load_checkpoint, read_arrays
+from retrace.pipeline.command import Refusal, run
+from retrace.pipeline.params import load
+from retrace.problems.optima import PENALTIES
 
 IMAGES = 1000
 ALONE = 6  # images done one at a time by scipy; their rate stands for all

@@ -19,10 +19,10 @@ import torch
 
 from benchmarks.data import read_images, read_network
 from benchmarks.timing import peak_mebibytes, print_table, write_result
-from stages.command import run
-from stages.methods.imputation import backpropagation
-from stages.methods.training_data import kkt
-from stages.networks.margin import Network as Margin
+from retrace.methods.imputation import backpropagation
+from retrace.methods.training_data import kkt
+from retrace.networks.margin import Network as Margin
+from retrace.pipeline.command import run
 
 STEPS = 10  # of either method: time grows with the steps exactly
 BASE = {"images": 100, "masks": 1, "restarts": 1}

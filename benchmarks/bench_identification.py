@@ -8,7 +8,7 @@ the weights.
 
 Beside every count of matched training images stands the count of the held-out images (`null_n` of
 them, which the network never saw) that are matched to the same candidates, as many at a time (see
-`stages.scoring.identification`). Points measured by earlier code have as many as training images.
+`retrace.measures.identification`). Points measured by earlier code have as many as training images.
 
 About an hour on two free cores (estimated): 40 minutes for `sets`, 5 each for `growth` and
 `drivers`. Each point is written to benchmarks/results/identification.json when it is done. A
@@ -34,13 +34,7 @@ from numpy.typing import NDArray
 
 from benchmarks.data import dataset_name, read_splits
 from benchmarks.timing import RESULTS, peak_mebibytes, print_table, write_result
-from stages.artifacts import read_json, written_whole
-from stages.command import INTERRUPTED, Refusal
-from stages.methods.training_data import sparse_span
-from stages.networks.margin import Network
-from stages.params import GIVEN, SIDE, Params, bind, load
-from stages.pictures import COLOURS
-from stages.scoring.identification import (
+from retrace.measures.identification import (
     THRESHOLDS,
     Truth,
     correlations,
@@ -51,6 +45,12 @@ from stages.scoring.identification import (
     null_threshold,
     truth_of,
 )
+from retrace.methods.training_data import sparse_span
+from retrace.networks.margin import Network
+from retrace.pipeline.artifacts import read_json, written_whole
+from retrace.pipeline.command import INTERRUPTED, Refusal
+from retrace.pipeline.params import GIVEN, SIDE, Params, bind, load
+from retrace.report.pictures import COLOURS
 
 NAME = "identification"
 PICTURE = Path("docs/pictures/training_data_drivers.png")

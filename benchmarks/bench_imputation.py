@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from benchmarks.data import read_images, read_network
 from benchmarks.timing import alternate, print_table, write_result
-from stages.command import run
-from stages.masks import missing_pixels
-from stages.methods.imputation import knn
-from stages.methods.imputation.backpropagation import reconstruct
-from stages.networks import gallery
-from stages.params import load
+from retrace.data.masks import missing_pixels
+from retrace.methods.imputation import knn
+from retrace.methods.imputation.backpropagation import reconstruct
+from retrace.networks import gallery
+from retrace.pipeline.command import run
+from retrace.pipeline.params import load
 
 NETWORKS = ("deep", "ffnn")
 IMAGES = 1000

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from benchmarks.timing import alternate, print_table, write_result
-from stages.artifacts import checkpoint_path, load_checkpoint
-from stages.command import run
-from stages.methods.training_data.kkt import factored, homogeneous_layers, value_and_gradients
-from stages.networks.margin import Network
+from retrace.methods.training_data.kkt import factored, homogeneous_layers, value_and_gradients
+from retrace.networks.margin import Network
+from retrace.pipeline.artifacts import checkpoint_path, load_checkpoint
+from retrace.pipeline.command import run
 
 WIDTHS = [1000, 1000]
 CANDIDATES = 1000

@@ -30,10 +30,10 @@ from torch import Tensor, nn
 
 from benchmarks.data import dataset_name, read_splits
 from benchmarks.timing import alternate, print_table, write_result
-from stages.command import Refusal, run
-from stages.networks.margin import Network, Split, deltas, forward, gradient, training_set
-from stages.params import bind, load
-from stages.scoring.identification import CHOICE
+from retrace.measures.identification import CHOICE
+from retrace.networks.margin import Network, Split, deltas, forward, gradient, training_set
+from retrace.pipeline.command import Refusal, run
+from retrace.pipeline.params import bind, load
 
 ENTRY = "margin_100"  # of params.yaml: 100 images
 TARGET = 0.2  # stationarity residual
@@ -87,7 +87,7 @@ def first_layer_residual(network: Network, images: Tensor, signs: Tensor) -> flo
     """|theta_1 - sum lambda_i y_i grad_1 f(x_i)| / |theta_1| with the best lambda >= 0, theta_1 the
     first layer's weights and bias.
 
-    As in `stages.networks.margin.kkt_measures`, of one layer: <theta_1, grad_1 f> = f.
+    As in `retrace.networks.margin.kkt_measures`, of one layer: <theta_1, grad_1 f> = f.
 
     Parameters
     ----------

@@ -10,10 +10,10 @@ from scipy.optimize import brentq, linprog
 from torch import Tensor
 
 from benchmarks.timing import alternate, print_table, write_result
-from stages.command import run
-from stages.methods.network_inversion import affine
-from stages.methods.network_inversion._nearest import AT_LEAST, AT_MOST, box_range, nearest
-from stages.networks import regression
+from retrace.methods.network_inversion import affine
+from retrace.methods.network_inversion._nearest import AT_LEAST, AT_MOST, box_range, nearest
+from retrace.networks import regression
+from retrace.pipeline.command import run
 
 TARGETS = 1000
 ALONE = 20  # targets done one at a time; their rate stands for all

@@ -16,9 +16,9 @@ from typing import Any
 from dvc.utils.serialize import dumps_yaml
 
 from benchmarks.timing import alternate, print_table, write_result
-from stages.command import Refusal, run
-from stages.demo import CHANGES, merged
-from stages.params import PARAMS, read_yaml
+from retrace.commands.demo import CHANGES, merged
+from retrace.pipeline.command import Refusal, run
+from retrace.pipeline.params import PARAMS, read_yaml
 
 TRACKED = ("stages", "dvc.yaml", "params.yaml", ".dvcignore", ".dvc/config", ".gitignore")
 IMAGES = 20  # of each mask

@@ -9,13 +9,14 @@ from torch import Tensor
 
 from benchmarks.data import read_images, read_network, read_splits
 from benchmarks.timing import alternate, print_table, write_result
-from stages.command import run
-from stages.device import Precision, computing_on, matmul_precision
-from stages.masks import missing_pixels
-from stages.params import GIVEN, Params, bind, find, load
-from stages.scoring.quality import mse
-from stages.shards import one_thread
-from stages.train import train
+from retrace.data.masks import missing_pixels
+from retrace.measures.quality import mse
+from retrace.pipeline.command import run
+from retrace.pipeline.device import computing_on, matmul_precision
+from retrace.pipeline.params import GIVEN, Params, bind, find, load
+from retrace.execution.shards import one_thread
+from retrace.training import train
+from retrace.types import Precision
 
 CPU = torch.device("cpu")
 PRECISIONS: tuple[Precision, ...] = ("float32", "mixed")

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 
 from benchmarks.timing import print_table, write_result
-from stages.artifacts import checkpoint_path, load_checkpoint, written_whole
-from stages.command import run
-from stages.pictures import COLOURS
+from retrace.pipeline.artifacts import checkpoint_path, load_checkpoint, written_whole
+from retrace.pipeline.command import run
+from retrace.report.pictures import COLOURS
 
 PICTURE = Path("docs/pictures/training_data_spectra.png")
 NETWORKS = {

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from benchmarks.data import read_images
 from benchmarks.timing import alternate, print_table, write_result
-from stages.command import run
-from stages.scoring import quality
+from retrace.measures import quality
+from retrace.pipeline.command import run
 
 IMAGES = 1000
 LEVELS = 11  # of noise: as many pairs as an imputation run has

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from benchmarks.data import dataset_name, read_splits
 from benchmarks.timing import print_table, write_result
-from stages.command import Refusal, run
-from stages.params import NetworkEntry, find, load
-from stages.train import train
+from retrace.pipeline.command import Refusal, run
+from retrace.pipeline.params import NetworkEntry, find, load
+from retrace.training import train
 
 NETWORKS = ("conv_upsampled", "conv_transposed")
 SEEDS = range(5)

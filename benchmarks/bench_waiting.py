@@ -8,7 +8,7 @@ import sys
 from typing import Any
 
 from benchmarks.timing import print_table, write_result
-from stages.command import run
+from retrace.pipeline.command import run
 
 # What `stages` sets by itself, OpenMP's own way, and what it did before: not to spin at all.
 WAYS: dict[str, dict[str, str]] = {

@@ -3,9 +3,15 @@
 import torch
 from torch import Tensor, nn
 
-from stages.artifacts import checkpoint_path, dataset_of, load_checkpoint, read_split, split_path
-from stages.download import digits
-from stages.params import find, load
+from retrace.data.download import digits
+from retrace.pipeline.artifacts import (
+    checkpoint_path,
+    dataset_of,
+    load_checkpoint,
+    read_split,
+    split_path,
+)
+from retrace.pipeline.params import find, load
 
 
 def read_images(split: str) -> tuple[str, Tensor]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from benchmarks.bench_overhead import by_kind, own_environment, repro, working_seconds
 from benchmarks.timing import print_table, write_result
-from stages.command import Refusal, run
+from retrace.pipeline.command import Refusal, run
 
 LONGEST = 15  # stages in the table
 

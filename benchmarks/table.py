@@ -6,7 +6,7 @@ from typing import Any
 
 from benchmarks.profile_pipeline import LONGEST
 from benchmarks.timing import RESULTS
-from stages.artifacts import read_json, written_whole
+from retrace.pipeline.artifacts import read_json, written_whole
 
 PAGE = Path("docs/benchmarks.md")
 Row = tuple[str, str, str, str, float]

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from stages.artifacts import write_json
+from retrace.pipeline.artifacts import write_json
 
 RESULTS = Path(__file__).parent / "results"
 

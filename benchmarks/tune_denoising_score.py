@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from benchmarks.tune_imputation import MASKS, cell, validation
-from stages.artifacts import checkpoint_path, load_checkpoint
-from stages.methods.imputation import combined, denoising_score
-from stages.params import load
-from stages.scoring.uncertainty import INTERVALS, OPEN
+from retrace.measures.uncertainty import INTERVALS, OPEN
+from retrace.methods.imputation import combined, denoising_score
+from retrace.pipeline.artifacts import checkpoint_path, load_checkpoint
+from retrace.pipeline.params import load
 
 RUN = "imputation-denoising_score"
 CANDIDATES: list[dict[str, Any]] = [
@@ -37,7 +37,7 @@ CANDIDATES: list[dict[str, Any]] = [
 
 
 def open_coverage(answer: dict[str, Tensor], truth: Tensor, observed: Tensor) -> str:
-    """Per cent of the open pixels inside each interval; see `stages.scoring.uncertainty.score`."""
+    """Per cent of the open pixels inside each interval; see `retrace.measures.uncertainty.score`."""
     is_open = observed.isnan() & (answer["deviation"] > OPEN)
     grey, quantiles = (truth * 255).round(), answer["quantiles"]
     shares = [

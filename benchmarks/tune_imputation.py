@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stages.artifacts import checkpoint_path, load_checkpoint, read_split
-from stages.masks import missing_pixels
-from stages.methods.imputation import combined, ridge
-from stages.params import Params, load
-from stages.scoring import quality
+from retrace.data.masks import missing_pixels
+from retrace.measures import quality
+from retrace.methods.imputation import combined, ridge
+from retrace.pipeline.artifacts import checkpoint_path, load_checkpoint, read_split
+from retrace.pipeline.params import Params, load
 
 SEED = 100  # of the random masks, which are not those of the test images
 MASKS = ("band", "bottom", "centre", "random_50", "random_90")

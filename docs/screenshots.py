@@ -19,7 +19,7 @@ from typing import Any
 
 from PIL import Image
 
-from stages.command import Refusal, run
+from retrace.pipeline.command import Refusal, run
 
 PICTURES = Path("docs/pictures")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")

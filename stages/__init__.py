@@ -1,15 +1,8 @@
-"""Retrace: reconstruct the inputs of trained neural networks."""
+"""One short file for each stage of dvc.yaml; what they do is in `retrace`."""
 
-import os
 import sys
 from importlib import import_module
 
-# Read when torch is imported. OpenMP's threads wait for the next small matrix by spinning: for as
-# long as they do by default, two processes on the same cores take up to 15 times as long; not at
-# all, small networks alone on theirs take up to 8 times as long. This is about 10 microseconds.
-if "OMP_WAIT_POLICY" not in os.environ:
-    os.environ.setdefault("GOMP_SPINCOUNT", "5000")
-
 if sys.argv[:1] == ["-m"] and {"-h", "--help"} & set(sys.argv):
     # By its name, since what only words something is no dependency of what computes.
-    import_module("stages.help").answer()
+    import_module("retrace.commands.help").answer()

@@ -1,16 +1,6 @@
-"""Train one network of params.yaml: one loop for all, since each network owns its loss."""
+"""Train one network of params.yaml."""
 
-import copy
-import time
-from collections.abc import Callable
-from typing import Annotated, Any, Literal
-
-import torch
-from pydantic import Field
-from torch import Tensor, nn
-from tqdm import tqdm
-
-from stages.artifacts import (
+from retrace.pipeline.artifacts import (
     dataset_of,
     history_path,
     read_split,
@@ -18,122 +8,10 @@ from stages.artifacts import (
     split_path,
     write_json,
 )
-from stages.command import Refusal, run
-from stages.device import announce, chosen, computing_on, described, matmul_precision
-from stages.params import Seed, bind, find, load
-
-EVALUATION_BATCH = 2000
-SPLITS = ("train", "validation")
-
-
-@torch.no_grad()
-def evaluate(network: nn.Module, images: Tensor, labels: Tensor) -> dict[str, float]:
-    """Means over all images of what `network.evaluate` measures."""
-    network.eval()
-    measures: dict[str, list[Tensor]] = {}
-    for batch, targets in zip(
-        images.split(EVALUATION_BATCH), labels.split(EVALUATION_BATCH), strict=True
-    ):
-        for key, value in network.evaluate(batch, targets).items():  # type: ignore[operator]
-            measures.setdefault(key, []).append(value)
-    return {key: torch.cat(values).double().mean().item() for key, values in measures.items()}
-
-
-def train(
-    network: nn.Module,
-    training: tuple[Tensor, Tensor],
-    validation: tuple[Tensor, Tensor],
-    *,
-    epochs: Annotated[int, Field(ge=1)],
-    batch_size: Annotated[int, Field(ge=1)],
-    learning_rate: Annotated[float, Field(gt=0)],
-    schedule: Literal["constant", "cosine"],
-    grace: Annotated[int, Field(ge=1)],
-    seed: Seed,
-    progress: Callable[[dict[str, float]], None],
-) -> list[dict[str, float]]:
-    """Train with Adam; leave the weights of the best validated epoch in the network.
-
-    Parameters
-    ----------
-    network : Module
-        Has ``loss(images, labels)`` and ``evaluate(images, labels)``; the first measure of the
-        latter chooses the best epoch.
-    training, validation : (images, labels)
-        (n, 28, 28) float32 and (n,) int64.
-    epochs, batch_size, learning_rate
-        The usual; the learning rate is Adam's.
-    schedule : "constant" or "cosine"
-        Cosine takes the learning rate down to 0 over all steps (Loshchilov & Hutter 2017, arXiv
-        1608.03983, without restarts).
-    grace : int
-        An autoencoder whose validation MSE is not below half the mean image's after so many
-        epochs has collapsed and is stopped.
-    seed : int
-        Seeds the order of the batches and dropout (the weights are drawn by the caller).
-    progress : function
-        Called with the history's entry after each epoch.
-
-    Returns
-    -------
-    list of dict
-        One entry for each epoch: ``epoch`` (from 1), ``timestamp`` (seconds since 1970),
-        ``training_loss``, ``validation_<measure>`` and ``learning_rate``.
-
-    Raises
-    ------
-    Refusal
-        When a loss is not finite, or when the network has collapsed.
-    """
-    images, labels = training
-    torch.manual_seed(seed)
-    optimiser = torch.optim.Adam(network.parameters(), lr=learning_rate, fused=True)
-    steps = epochs * -(-len(images) // batch_size)
-    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
-    mean = images.mean(dim=0)
-    if "mean" in dict(network.named_buffers()):
-        network.mean.copy_(mean)  # type: ignore[operator]
-    mean_image_mse = (validation[0] - mean).square().mean().item()
-    history: list[dict[str, float]] = []
-    best, best_state = float("inf"), copy.deepcopy(network.state_dict())
-    for epoch in range(1, epochs + 1):
-        network.train()
-        total = 0.0
-        rate = optimiser.param_groups[0]["lr"]
-        for indices in torch.randperm(len(images)).split(batch_size):
-            loss = network.loss(images[indices], labels[indices])  # type: ignore[operator]
-            if not torch.isfinite(loss):
-                raise Refusal(
-                    f"training loss is {loss.item()} in epoch {epoch} at learning rate {rate:g}; "
-                    "lower training.learning_rate"
-                )
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
-            if schedule == "cosine":
-                scheduler.step()
-            total += loss.item() * len(indices)
-        measures = evaluate(network, *validation)
-        entry = {
-            "epoch": float(epoch),
-            "timestamp": time.time(),
-            "learning_rate": rate,
-            "training_loss": total / len(images),
-            **{f"validation_{key}": value for key, value in measures.items()},
-        }
-        history.append(entry)
-        progress(entry)
-        criterion = next(iter(measures.values()))
-        if criterion < best:
-            best, best_state = criterion, copy.deepcopy(network.state_dict())
-        if epoch == min(grace, epochs) and best > mean_image_mse / 2 and "mse" in measures:
-            raise Refusal(
-                f"the network collapsed: validation MSE {best:.4f} after {epoch} epochs, where the "
-                f"mean image has {mean_image_mse:.4f} and less than half of that is expected; "
-                "change training.learning_rate, training.seed or the initialisation"
-            )
-    network.load_state_dict(best_state)
-    return history
+from retrace.pipeline.command import Refusal, run
+from retrace.pipeline.device import chosen
+from retrace.pipeline.params import load
+from retrace.training import best_of, train_network
 
 
 def main(name: str) -> None:
@@ -142,70 +20,19 @@ def main(name: str) -> None:
     entry = params.networks.get(name)
     if entry is None:
         raise Refusal(f"networks.{name}: unknown; allowed are {', '.join(params.networks)}")
-    device = chosen(params.device)
-    where = f"networks.{name}"
-    architecture = find("networks", entry.architecture, where=f"{where}.architecture").Network
-    arguments = bind(architecture.__init__, entry.arguments, where=f"{where}.arguments")
-    dataset = dataset_of(split_path("train"))
-    training, validation = (
-        (images.to(device), labels.to(device)) for images, labels in map(read_split, SPLITS)
+    trained = train_network(
+        name,
+        entry,
+        read_split("train"),
+        read_split("validation"),
+        device=chosen(params.device),
+        dataset=dataset_of(split_path("train")),
     )
-    rounded = matmul_precision(device, entry.precision)
-    announce(name, rounded, entry.precision)
-    started = time.time()
-    own = getattr(architecture, "fit", None)  # one that is not trained by epochs of Adam
-    settings = bind(
-        own or train, entry.training, where=f"{where}.training", given=() if own else ("progress",)
-    )
-    torch.manual_seed(settings.get("seed", 0))
-    network = architecture(**arguments).to(device)  # drawn before, by the processor
-    total = settings.get("epochs", settings.get("steps", 1))
-    with (
-        tqdm(total=total, desc=name, unit="epoch", disable=None) as bar,
-        computing_on(device, entry.precision),
-    ):
-
-        def progress(entry: dict[str, float]) -> None:
-            shown = {k: f"{v:.4g}" for k, v in entry.items() if "_" in k}
-            bar.set_postfix(dict(list(shown.items())[:4]))
-            bar.update(entry["epoch"] - bar.n)
-
-        if own:
-            history = network.fit(training, validation, progress, **settings)
-        else:
-            history = train(network, training, validation, **settings, progress=progress)
-    save_checkpoint(
-        network,
-        name=name,
-        architecture=entry.architecture,
-        arguments=arguments,
-        dataset=dataset,
-    )
-    write_json(
-        history_path(name),
-        {
-            "network": name,
-            "dataset": dataset,
-            "started": started,
-            "seconds": time.time() - started,
-            "device": described(device),
-            "matmul_precision": rounded,
-            "parameters": sum(tensor.numel() for tensor in network.state_dict().values()),
-            "epochs": history,
-        },
-    )
-    _print_best(name, history)
-
-
-def _print_best(name: str, history: list[dict[str, Any]]) -> None:
-    criterion = next((key for key in history[0] if key.startswith("validation_")), None)
-    if criterion is None:  # trained on all of its set at once: the last state is kept
-        last = history[-1]
-        shown = {key: value for key, value in last.items() if key not in ("epoch", "timestamp")}
-        print(f"{name}: " + ", ".join(f"{key} {value:.4g}" for key, value in shown.items()))
-        return
-    best = min(history, key=lambda entry: entry[criterion])
-    print(f"{name}: best epoch {best['epoch']:.0f}, {criterion} {best[criterion]:.5f}")
+    network, record = trained
+    kept = {key: record[key] for key in ("architecture", "arguments", "dataset")}
+    save_checkpoint(network, name=name, **kept)
+    write_json(history_path(name), record)
+    print(best_of(record))
 
 
 if __name__ == "__main__":

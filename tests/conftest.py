@@ -12,8 +12,8 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, settings
 
-from stages.download import digits
-from stages.split import split
+from retrace.data.download import digits
+from retrace.data.split import split
 
 if TYPE_CHECKING:  # what `stages` says of threads that wait is read when torch is imported
     import torch

@@ -8,7 +8,7 @@ import numpy as np
 from conftest import write_params
 from numpy.typing import NDArray
 
-from stages.artifacts import observed_path, split_path, write_arrays
+from retrace.pipeline.artifacts import observed_path, split_path, write_arrays
 
 TRAINING, VALIDATION, IMAGES = 120, 40, 6  # images, the last under each mask
 SGD: dict[str, Any] = {"epochs": 2, "batch_size": 32, "learning_rate": 0.005, "seed": 0}
@@ -248,7 +248,7 @@ def named_runs() -> dict[str, dict[str, Any]]:
 def lay_out(
     folder: Path, splits: dict[str, dict[str, NDArray[Any]]], params: dict[str, Any]
 ) -> None:
-    """Write what `stages.train` and `stages.reconstruct` read, into the working directory.
+    """Write what `retrace.training` and `retrace.execution.reconstruction` read, into the working directory.
 
     Parameters
     ----------

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from stages.params import read_yaml
+from retrace.pipeline.params import read_yaml
 
 ROOT = Path(__file__).parent.parent
 STAGES: dict[str, Any] = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
@@ -93,12 +93,12 @@ def with_packages(*modules: str) -> set[Path]:
 
 
 def network_module(name: str) -> str:
-    return f"stages.networks.{PARAMS['networks'][name]['architecture']}"
+    return f"retrace.networks.{PARAMS['networks'][name]['architecture']}"
 
 
 def method_module(run: str) -> str:
     entry = PARAMS["runs"][run]
-    return f"stages.methods.{entry['problem']}.{entry['method']}"
+    return f"retrace.methods.{entry['problem']}.{entry['method']}"
 
 
 def imported(name: str, stage: dict[str, Any]) -> set[Path]:

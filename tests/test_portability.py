@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from conftest import ROOT, execute
 
-from stages.artifacts import read_json
+from retrace.pipeline.artifacts import read_json
 
 FULL = pytest.mark.skipif(
     os.environ.get("RETRACE_PORTABILITY") != "full", reason="takes minutes: `make portability`"

@@ -14,7 +14,7 @@ import yaml
 from conftest import ROOT, TINY, execute, write_params
 from numpy.typing import NDArray
 
-from stages.artifacts import CODES, OPTIMA, RAW, split_path, write_arrays
+from retrace.pipeline.artifacts import CODES, OPTIMA, RAW, split_path, write_arrays
 
 RECONSTRUCT = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]["reconstruct"]["do"]
 # Every Python imports it at its start, an engine's workers too, and none can take a hook off again.
@@ -48,7 +48,8 @@ sys.addaudithook(guard)
 DRIVER = """
 import json, os, sys
 from pathlib import Path
-from stages import reconstruct, shards
+from stages import reconstruct
+from retrace.execution import shards
 
 shards.SIZE, shards.STARTING = 6, -1.0
 log = Path(os.environ["GUARD_LOG"])
@@ -139,7 +140,7 @@ def test_no_stage_of_reconstruction_depends_on_more_than_its_observations() -> N
 def test_no_method_opens_the_truth(folder: Path, tmp_path: Path) -> None:
     runs = small.named_runs()
     methods = {(entry["problem"], entry["method"]) for entry in runs.values()}
-    files = (ROOT / "stages/methods").glob("*/[!_]*.py")
+    files = (ROOT / "retrace/methods").glob("*/[!_]*.py")
     assert methods == {(file.parent.name, file.stem) for file in files}
     found = guarded(folder, runs, tmp_path / "guard", workers=1)
     assert found == {run: ["", []] for run in runs}
@@ -150,7 +151,7 @@ def test_no_method_opens_the_truth(folder: Path, tmp_path: Path) -> None:
 def test_a_method_that_opens_the_truth_is_found_out(
     worker: bool, folder: Path, tmp_path: Path
 ) -> None:
-    (folder / "stages/methods/imputation/peeking.py").write_text(PEEKING, encoding="utf-8")
+    (folder / "retrace/methods/imputation/peeking.py").write_text(PEEKING, encoding="utf-8")
     entry = {"problem": "imputation", "method": "peeking", "network": "gaussian"}
     own = "data/observed/imputation.npz"
     runs = {

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from conftest import ROOT, TINY, execute, write_params
 
-from stages.params import load
+from retrace.pipeline.params import load
 
 WALKTHROUGH = (ROOT / "docs/walkthrough.md").read_text(encoding="utf-8")
 SERVERS = ROOT / "docs/servers"
@@ -31,7 +31,7 @@ def test_the_method_of_the_walkthrough_works(
     make_workspace: Callable[[Path], Path], tmp_path: Path
 ) -> None:
     folder = make_workspace(tmp_path / "clone")
-    method, test = "stages/methods/imputation/diffusion.py", "tests/test_diffusion.py"
+    method, test = "retrace/methods/imputation/diffusion.py", "tests/test_diffusion.py"
     (folder / "tests").mkdir()
     for name in (method, test):
         (folder / name).write_text(block("python", name), encoding="utf-8")
@@ -61,7 +61,7 @@ def test_the_method_of_the_walkthrough_works(
 def test_the_code_of_the_walkthrough_is_clean(tmp_path: Path) -> None:
     ruff = str(Path(sys.executable).parent / "ruff")
     config = ("--config", str(ROOT / "pyproject.toml"))
-    for name in ("stages/methods/imputation/diffusion.py", "tests/test_diffusion.py"):
+    for name in ("retrace/methods/imputation/diffusion.py", "tests/test_diffusion.py"):
         (tmp_path / Path(name).name).write_text(block("python", name), encoding="utf-8")
     execute(ruff, "format", *config, "--check", ".", cwd=tmp_path)
     # But for the order of imports, which depends on where a file lies.

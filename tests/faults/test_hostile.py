@@ -22,12 +22,12 @@ from conftest import execute, write_params
 from harness import fresh, tiny
 from safetensors.torch import save
 
-from stages import artifacts
-from stages.check import check_all
-from stages.command import Refusal
-from stages.download import fetch
-from stages.networks.dense import Network
-from stages.params import load
+from retrace.checks import check_all
+from retrace.data.download import fetch
+from retrace.networks.dense import Network
+from retrace.pipeline import artifacts
+from retrace.pipeline.command import Refusal
+from retrace.pipeline.params import load
 
 ARGUMENTS: dict[str, Any] = {"widths": [4], "gain": 1.0, "dropout": 0.0}
 MEMORY = (
@@ -302,7 +302,7 @@ def test_a_dataset_archive_with_other_bytes_is_not_unpacked(here: Path) -> None:
     ):
         (mirror / name).write_bytes(content)
     with pytest.raises(Refusal, match="corrupt: its MD5 sum differs") as refusal:
-        from stages.vision import datasets
+        from retrace.data.vision import datasets
 
         original = datasets.MNIST.mirrors
         datasets.MNIST.mirrors = []

@@ -14,9 +14,9 @@ from conftest import commit, execute
 from dvc.lock import make_lock
 from harness import FULL, Zygote, files, kill, published, started
 
-from stages.command import Refusal
-from stages.download import temporary_folder
-from stages.mend import LOCK, mend, parsed
+from retrace.commands.mend import LOCK, mend, parsed
+from retrace.data.download import temporary_folder
+from retrace.pipeline.command import Refusal
 
 pytestmark = pytest.mark.xdist_group("faults")
 KILLS = range(50 if FULL else 1)

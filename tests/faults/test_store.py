@@ -136,8 +136,8 @@ def server(folder: Path, port: int) -> Iterator[None]:
 # Waits in its third run, with two finished, until somebody removes a file.
 PAUSING = """
 import pathlib, time
-from stages import track
-from stages.command import run
+from retrace.tracking import runs as track
+from retrace.pipeline.command import run
 
 log, begun, paused = track.log, [], pathlib.Path("paused")
 

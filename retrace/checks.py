@@ -1,0 +1,102 @@
+"""What of params.yaml can be checked before anything runs."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from retrace.commands import trials
+from retrace.networks._training import train
+from retrace.pipeline.command import Refusal
+from retrace.pipeline.device import chosen
+from retrace.pipeline.params import GIVEN, NetworkEntry, Params, bind, find, shown
+from retrace.problems import names, part
+
+
+def check_place(folder: Path) -> None:
+    """Check that the path of the repository is one that DVC and MLflow can work in: any but a few.
+
+    Raises
+    ------
+    Refusal
+        Where they cannot, however one writes it.
+    """
+    path = str(folder)
+    if any("\udc80" <= c <= "\udcff" for c in path):  # Python's stand-ins for other bytes
+        raise Refusal(f"the path {path!r:.200} is not UTF-8, as DVC and MLflow want; rename it")
+    if "{" in path or "}" in path:  # DVC formats messages that hold the path already
+        raise Refusal(f"the path {path!r:.200} holds a brace, which DVC cannot take; rename it")
+
+
+def check_all(params: Params) -> None:
+    """Check every section against the function that it will be handed to.
+
+    Raises
+    ------
+    Refusal
+        On the first thing that is wrong.
+    """
+    chosen(params.device)
+    check_networks(params.networks)
+    check_problems(params)
+    check_runs(params)
+
+
+def check_problems(params: Params) -> None:
+    """Check the sections of problems, and that each has a run and each run's problem a section."""
+    for name, entry in params.problems.items():
+        if name not in names():
+            raise Refusal(f"params.yaml: problems.{name}: allowed are {', '.join(names())}")
+        bind(part(name, "observe").observe, entry.settings, where=f"problems.{name}.settings")
+        if not any(run.problem == name for run in params.runs.values()):
+            raise Refusal(f"params.yaml: problems.{name}: no run is of this problem; leave it out")
+
+
+def check_networks(networks: Mapping[str, NetworkEntry]) -> None:
+    """Check the sections of networks against what their constructors and training take."""
+    for name, network in networks.items():
+        where = f"networks.{name}"
+        module = find("networks", network.architecture, where=f"{where}.architecture")
+        bind(module.Network.__init__, network.arguments, where=f"{where}.arguments")
+        fit = getattr(module.Network, "fit", train)
+        given = () if fit is not train else ("progress",)
+        bind(fit, network.training, where=f"{where}.training", given=given)
+
+
+def check_runs(params: Params) -> None:
+    """Check the sections of runs, and that the networks that they name are there."""
+    for name, entry in params.runs.items():
+        where = f"runs.{name}"
+        if entry.problem not in params.problems:
+            allowed = ", ".join(params.problems)
+            raise Refusal(
+                f"params.yaml: {where}.problem = {shown(entry.problem)}: allowed are {allowed}"
+            )
+        if entry.network not in params.networks:
+            allowed = ", ".join(params.networks)
+            raise Refusal(
+                f"params.yaml: {where}.network = {shown(entry.network)}: allowed are {allowed}"
+            )
+        module = find(f"methods.{entry.problem}", entry.method, where=f"{where}.method")
+        bind(module.reconstruct, entry.settings, where=f"{where}.settings", given=GIVEN)
+
+
+def check_sweeps(params: Params) -> None:
+    """Check every trial of every sweep as params.yaml itself; of sections that are alike, one.
+
+    Raises
+    ------
+    Refusal
+        On the first thing that is wrong.
+    """
+    for name in params.sweeps:
+        seen: list[object] = []
+        for number, trial in enumerate(trials.sweep_of(params, name).trials):
+            networks = {k: v for k, v in trial.params.networks.items() if v not in seen}
+            seen += networks.values()
+            # The names of networks are looked up, their sections need no second look.
+            entries = trial.params.model_copy(update={"sweeps": {}})
+            try:
+                check_networks(networks)
+                check_runs(entries)
+            except Refusal as refusal:
+                reason = str(refusal).removeprefix("params.yaml: ")
+                raise Refusal(f"params.yaml: sweeps.{name}, trial {number}: {reason}") from None

@@ -1,0 +1,372 @@
+"""Two states of the repository on one page, side by side, the differences marked.
+
+A state is a Git revision: its dvc.lock and params.yaml, the metrics that Git keeps, and what
+dvc.lock names in DVC's cache. Nothing is checked out, computed again or fetched; what the cache
+lacks is said on the page. The code is today's for both states, so that both are drawn alike.
+"""
+
+import argparse
+import hashlib
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import chdir
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from retrace.pipeline.command import Refusal, run
+from retrace.pipeline.params import parse_yaml, shown
+from retrace.report.model import (
+    Block,
+    Case,
+    Cell,
+    Chart,
+    Column,
+    Gallery,
+    Section,
+    State,
+    Steps,
+    Strip,
+    Summary,
+    Table,
+)
+from retrace.report.page import (
+    PROBLEMS,
+    dataset_facts,
+    machine,
+    rendered,
+    stage_seconds,
+    versions,
+    write_page,
+)
+from retrace.tracking.git import committed, git
+
+COMPARISON = Path("metrics/compare.html")
+NAMES = ("A", "B")
+SAME_IMAGES = ("data/test.npz", "data/train.npz", "data/observed/imputation.npz")
+NOT_DRAWN = ("data/raw", "data/checked", "metrics/page.html")
+Part = TypeVar("Part")
+
+
+def shown_at(revision: str, path: str) -> bytes:
+    """A file as a revision has it.
+
+    Raises
+    ------
+    Refusal
+        When the revision has no such file.
+    """
+    content = committed(path, revision=revision)
+    if content is None:
+        raise Refusal(f"{revision} has no {path}")
+    return content
+
+
+def commit_of(revision: str) -> str:
+    """The commit that a revision names.
+
+    Raises
+    ------
+    Refusal
+        When it names none, or Git cannot be asked.
+    """
+    git("rev-parse", "--git-dir")  # refused where there is no repository, or Git does not read it
+    try:
+        if revision.startswith("-"):
+            raise Refusal("an option is none")
+        return git("rev-parse", "--verify", f"{revision}^{{commit}}").decode().strip()
+    except Refusal as refusal:
+        raise Refusal(
+            f"{revision!r:.80}: not a commit, branch or tag of this repository ({refusal})"
+        ) from None
+
+
+def cache_folder() -> Path:
+    """Where DVC keeps files, as its configuration says."""
+    from dvc.repo import Repo  # half a second, only here
+
+    with Repo() as repository:
+        return Path(repository.cache.local.path)
+
+
+def differences(before: Any, after: Any, path: str = "") -> list[tuple[str, str, str]]:
+    """Parameters that differ: their path, and both values, empty where there is none."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        found = []
+        for key in before | after:
+            inner = f"{path}.{key}" if path else str(key)
+            found += differences(before.get(key), after.get(key), inner)
+        return found
+    if before == after:
+        return []
+    first, second = ("" if value is None else shown(value) for value in (before, after))
+    return [(path, first, second)]
+
+
+class LaidOut(NamedTuple):
+    """A revision whose files lie in a folder.
+
+    Attributes
+    ----------
+    state : State
+        Which forgives missing files.
+    sums : list of str
+        Of the images, which tell whether two states show the same.
+    params : dict
+        The whole params.yaml.
+    """
+
+    state: State
+    sums: list[str]
+    params: dict[str, Any]
+
+
+def laid_out(revision: str, folder: Path, cache: Path) -> LaidOut:
+    """Put the files of a revision into a folder, as links into the cache and from Git.
+
+    Parameters
+    ----------
+    revision : str
+    folder : Path
+        Made here.
+    cache : Path
+        Of DVC.
+
+    Raises
+    ------
+    Refusal
+        When the revision has no dvc.lock or params.yaml that can be read.
+    """
+    contents = {name: shown_at(revision, name) for name in ("dvc.lock", "params.yaml")}
+    try:
+        lock, params = (parse_yaml(content, name=name) for name, content in contents.items())
+        stages = lock["stages"]
+        runs, networks, scoring = params["runs"], params["networks"], params["scoring"]
+    except (Refusal, KeyError, TypeError) as error:
+        raise Refusal(
+            f"{revision}: dvc.lock or params.yaml cannot be read ({error!r:.160})"
+        ) from None
+    folder.mkdir()
+    missing, sums = [], []
+    for out in (out for stage in stages.values() for out in stage.get("outs", [])):
+        path, digest = str(out["path"]), str(out.get("md5", ""))
+        if path in NOT_DRAWN or path.startswith("metrics/report"):
+            continue
+        if path in SAME_IMAGES:
+            sums.append(f"{path} {digest}")
+        target = folder / path
+        source = cache / digest[:2] / digest[2:]
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if path.startswith("metrics/"):
+            try:
+                target.write_bytes(shown_at(revision, path))
+            except Refusal as refusal:
+                missing.append(str(refusal))
+        elif len(digest) > 2 and source.is_file():
+            target.symlink_to(source.resolve())
+    # Runs that dvc.lock remembers and params.yaml no longer names are not shown.
+    name = params.get("data", {}).get("name", "unknown")
+    state = State(runs, networks, scoring, name, forgiving=True, missing=missing)
+    return LaidOut(state, sums, params)
+
+
+def change_of(before: Cell, after: Cell, column: Column) -> Cell:
+    """The later cell with the former one, and what has become of it."""
+    if (before.text, before.interval) == (after.text, after.interval):
+        return replace(after, before=before, change="same")
+    if before.value is None or after.value is None:
+        return replace(after, before=before, change="changed")
+    difference = after.value - before.value
+    amount = f"{difference:+.3g}"
+    if before.value:
+        amount = f"{100 * difference / abs(before.value):+.1f} %"
+    if before.text == after.text:  # alike as far as anyone reads it
+        change = "same"
+    elif not column.better:
+        change = "changed"
+    else:
+        change = "better" if (difference < 0) == (column.better == "lower") else "worse"
+    return replace(after, before=before, change=change, amount=amount)
+
+
+def paired(
+    before: Sequence[Part], after: Sequence[Part], *, key: Callable[[Part], Any]
+) -> list[tuple[Part | None, Part | None]]:
+    """Parts of both states with the same key; those of one alone at the end."""
+    first = {key(part): part for part in before}
+    second = {key(part): part for part in after}
+    both: list[tuple[Part | None, Part | None]] = [(first.get(k), p) for k, p in second.items()]
+    return both + [(part, None) for k, part in first.items() if k not in second]
+
+
+def tables(before: Table, after: Table) -> Table:
+    """Rows of both, the cells of equal columns compared."""
+    places = {column.label: i for i, column in enumerate(before.columns)}
+    rows = []
+    for old, new in paired(before.rows, after.rows, key=lambda row: row.label):
+        if new is None:
+            assert old is not None
+            cells = [
+                old.cells[places[c.label]] if c.label in places else Cell() for c in after.columns
+            ]
+            rows.append(replace(old, cells=cells, only=NAMES[0]))
+        elif old is None:
+            rows.append(replace(new, only=NAMES[1]))
+        else:
+            cells = [
+                change_of(old.cells[places[c.label]], cell, c) if c.label in places else cell
+                for c, cell in zip(after.columns, new.cells, strict=True)
+            ]
+            rows.append(replace(new, cells=cells))
+    return replace(after, rows=rows)
+
+
+def strips_of(before: Sequence[Strip], after: Sequence[Strip]) -> list[Strip]:
+    """Strips of both: one where they are the same picture, otherwise one above the other."""
+    found = []
+    for old, new in paired(before, after, key=lambda strip: strip.label):
+        if new is None:
+            assert old is not None
+            found.append(replace(old, note=f"only in {NAMES[0]}"))
+        elif old is None:
+            found.append(replace(new, note=f"only in {NAMES[1]}"))
+        elif (old.picture, old.error) == (new.picture, new.error):
+            found.append(new)
+        else:
+            note = f"{old.note} → {new.note}" if old.note and new.note else new.note
+            found.append(replace(new, before=old, note=note))
+    return found
+
+
+def galleries(before: Gallery, after: Gallery) -> Gallery:
+    groups: dict[str, Sequence[Case]] = {}
+    for name in dict.fromkeys([*after.groups, *before.groups]):
+        cases = []
+        pairs = paired(
+            before.groups.get(name, []), after.groups.get(name, []), key=lambda case: case.name
+        )
+        for old, new in pairs:
+            found = strips_of(old.strips if old else [], new.strips if new else [])
+            whole = new or old
+            assert whole is not None
+            cases.append(Case(whole.name, whole.note, found))
+        groups[name] = cases
+    return replace(after, groups=groups)
+
+
+def blocks_of(old: Block | None, new: Block | None) -> list[Block]:
+    """A block of both states; where they cannot be laid over each other, each with its name."""
+    apart = isinstance(old, Steps) and isinstance(new, Steps) and old.captions != new.captions
+    if old is None or new is None or apart:
+        return [
+            replace(block, title=f"{block.title} ({name})")
+            for name, block in zip(NAMES, (old, new), strict=True)
+            if block is not None
+        ]
+    if isinstance(old, Table) and isinstance(new, Table):
+        return [tables(old, new)]
+    if isinstance(old, Gallery) and isinstance(new, Gallery):
+        return [galleries(old, new)]
+    if isinstance(old, Steps) and isinstance(new, Steps):
+        return [replace(new, strips=strips_of(old.strips, new.strips))]
+    assert isinstance(old, Chart) and isinstance(new, Chart)
+    return [new if old.svg == new.svg else replace(new, before=old.svg)]
+
+
+def summaries(old: Summary | None, new: Summary | None) -> Summary | None:
+    if old is None or new is None:
+        return new or old
+    result = change_of(old.result, new.result, Column(new.measure, new.better))
+    method = new.method if old.method == new.method else f"{old.method} → {new.method}"
+    return replace(new, result=result, method=method)
+
+
+def joined(before: Sequence[Section], after: Sequence[Section]) -> list[Section]:
+    """Sections of two states as those of one page."""
+    found = []
+    for old, new in zip(before, after, strict=True):
+        pairs = paired(
+            old.blocks, new.blocks, key=lambda block: (type(block).__name__, block.title)
+        )
+        blocks = [block for pair in pairs for block in blocks_of(*pair)]
+        found.append(replace(new, summary=summaries(old.summary, new.summary), blocks=blocks))
+    return found
+
+
+def drawn(folder: Path, state: State) -> tuple[list[Section], dict[str, str], dict[str, float]]:
+    """Sections, facts about the dataset and seconds by stage of a state laid out in a folder."""
+    with chdir(folder):  # paths of artifacts are relative
+        try:
+            facts = dict(dataset_facts())
+        except Refusal as refusal:
+            state.lacks(refusal)
+            facts = {"dataset": f"{state.dataset}: its description is not in DVC's cache"}
+        parts = [section_of(problem, state) for problem in PROBLEMS]
+        return parts, facts, dict(stage_seconds(state))
+
+
+def section_of(problem: Any, state: State) -> Section:
+    """A problem's section; without content, and with a note, where today's code cannot read what
+    a revision has."""
+    try:
+        found: Section = problem.section(state)
+    except (Refusal, KeyError, IndexError, ValueError) as error:
+        state.missing.append(
+            f"{problem.TITLE}: today's code cannot read its files ({error!r:.120})"
+        )
+        return Section(problem.PROBLEM, problem.TITLE, problem.LEAD, None, [])
+    return found
+
+
+def main(a: str, b: str) -> None:
+    """Write metrics/compare.html: two Git revisions side by side, from their dvc.lock, the metrics
+    in Git and DVC's cache alone."""
+    revisions = dict(zip(NAMES, (a, b), strict=True))
+    commits = {name: commit_of(revision) for name, revision in revisions.items()}
+    cache = cache_folder()
+    parts, facts, seconds = {}, {}, {}
+    with tempfile.TemporaryDirectory(prefix="retrace-compare-") as temporary:
+        folders = {name: Path(temporary) / name for name in NAMES}
+        laid = {name: laid_out(commits[name], folders[name], cache) for name in NAMES}
+        first, second = laid.values()
+        if first.sums == second.sums:
+            second.state.chosen = first.state.chosen  # the same images in both
+        for name in NAMES:
+            parts[name], facts[name], seconds[name] = drawn(folders[name], laid[name].state)
+    missing = {name: laid[name].state.missing for name in NAMES}
+    rows = [("Git commit", *(f"{revisions[n]}: {commits[n]}" for n in NAMES))]
+    rows += [("dvc.lock", *(lock_sum(commits[n]) for n in NAMES))]
+    rows += [(key, *(facts[n].get(key, "") for n in NAMES)) for key in facts[NAMES[1]]]
+    rows += [("drawn with", versions(), versions()), ("drawn on", machine(), machine())]
+    timed = dict.fromkeys(stage for name in NAMES for stage in seconds[name])
+    text = rendered(
+        joined(*parts.values()),
+        title="What has changed?",
+        dataset=second.state.dataset,
+        facts=rows,
+        seconds=[(stage, *(seconds[n].get(stage) for n in NAMES)) for stage in timed],
+        states=(f"{a} ({commits['A'][:7]})", f"{b} ({commits['B'][:7]})"),
+        missing=missing,
+        parameters=differences(first.params, second.params),
+        stamp=False,
+    )
+    write_page(COMPARISON, text)
+    lacking = sum(len(lines) for lines in missing.values())
+    print(f"The comparison is {COMPARISON.resolve()} ({COMPARISON.stat().st_size / 1e6:.1f} MB)")
+    if lacking:
+        print(
+            f"{lacking} things could not be shown; the page says which (`dvc fetch` may bring them)"
+        )
+
+
+def lock_sum(commit: str) -> str:
+    return f"sha256 {hashlib.sha256(shown_at(commit, 'dvc.lock')).hexdigest()}"
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    for name in NAMES:
+        parser.add_argument(name.lower(), metavar=name, help=f"Git revision {name}")
+
+
+if __name__ == "__main__":
+    run(main, arguments=options)

@@ -1,0 +1,247 @@
+"""Reconstruct: hand observations and a trained network to a method. The truth is not here.
+
+Where there is an estimate for each observation, the observations are split into shards, which run
+side by side. Attacks on training data and network inversions are not split: an attack's candidates
+share one loss and one deflation, and an inversion takes seconds. They run here, in one process.
+"""
+
+import hashlib
+import inspect
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from retrace.execution import shards
+from retrace.pipeline.artifacts import (
+    checkpoint_path,
+    interrupted_path,
+    read_arrays,
+    write_arrays,
+)
+from retrace.pipeline.command import Refusal
+from retrace.pipeline.device import (
+    announce,
+    chosen,
+    computing_on,
+    described,
+    matmul_precision,
+)
+from retrace.pipeline.params import GIVEN, RunEntry, bind, find, refused
+from retrace.types import BadInput, Precision
+
+
+class Memory:
+    """Keeps the arrays of a method that was interrupted, for the next run with the same inputs.
+
+    Parameters
+    ----------
+    path : Path
+        Where they lie until the run ends.
+    inputs : list of str
+        Text that identifies code, settings and network: arrays of other inputs are not used.
+    """
+
+    def __init__(self, path: Path, *, inputs: list[str]) -> None:
+        self.path = path
+        self.key = hashlib.sha256(json.dumps(inputs).encode()).hexdigest()
+
+    def load(self) -> dict[str, Any]:
+        """The arrays of the interrupted run, or none."""
+        if not self.path.exists():
+            return {}
+        try:
+            arrays = read_arrays(self.path)
+        except Refusal:
+            return {}  # nothing is lost but time
+        return arrays if str(arrays.pop("key", "")) == self.key else {}
+
+    def save(self, arrays: dict[str, Any]) -> None:
+        write_arrays(self.path, {**arrays, "key": np.array(self.key)})
+
+    def forget(self) -> None:
+        self.path.unlink(missing_ok=True)
+
+
+def inputs_of(entry: RunEntry, *, settings: dict[str, Any], dataset: str) -> list[str]:
+    """Texts that say what a run is made of, for its `Memory`."""
+    methods = Path(__file__).parents[1] / "methods" / entry.problem
+    return [
+        # All of the problem's methods: they share code.
+        *(path.read_text(encoding="utf-8") for path in sorted(methods.glob("*.py"))),
+        json.dumps([settings, entry.precision], sort_keys=True),
+        hashlib.sha256(checkpoint_path(entry.network).read_bytes()).hexdigest(),
+        dataset,
+    ]
+
+
+def undivided(
+    method: Callable[..., Any],
+    network: nn.Module,
+    observations: shards.Arrays,
+    settings: dict[str, Any],
+    *,
+    kept: Memory,
+    steps: int,
+    label: str,
+    device: torch.device,
+    precision: Precision,
+) -> tuple[shards.Arrays, shards.Arrays]:
+    """Run a method on everything at once, in this process; give its answers, and its loss and
+    snapshots along the iterations."""
+    with (
+        tqdm(total=steps, desc=label, unit="step", disable=None if steps else True) as bar,
+        computing_on(device, precision),
+    ):
+
+        def progress(step: int, loss: float) -> None:
+            bar.set_postfix(loss=f"{loss:.4g}")
+            bar.update(step > 0)
+
+        recorder = shards.Recorder(parts=[(0, None)], steps=steps, progress=progress)
+        given: dict[str, Any] = {"callback": recorder}
+        accepted = inspect.signature(method).parameters
+        if "memory" in accepted:
+            given["memory"] = kept
+        if "beside" in accepted:
+            given["beside"] = {
+                key: torch.from_numpy(value).to(device)
+                for key, value in observations.items()
+                if value.dtype.kind == "f" and key != "observed"
+            }
+        observed = torch.from_numpy(observations["observed"]).to(device)
+        answer = method(network.to(device), observed, **settings, **given)
+    answers = answer if isinstance(answer, dict) else {"estimate": answer}
+    # One part, whose size does not matter: it is the whole of the one group.
+    watched = shards.merged_watched([recorder.watched()], [[1]], groups=1)
+    return {key: value.cpu().numpy() for key, value in answers.items()}, watched
+
+
+class Reconstruction(NamedTuple):
+    """Arrays of a reconstruction, and the record of how it was made, which goes beside them.
+
+    Attributes
+    ----------
+    arrays : dict
+        ``estimate`` (float, finite) and what else the method gives; of a method with iterations
+        ``loss``, ``snapshots`` and ``snapshot_steps`` (see `shards.merged_watched`).
+    record : dict
+    """
+
+    arrays: shards.Arrays
+    record: dict[str, Any]
+
+
+def reconstruct(
+    name: str,
+    entry: RunEntry,
+    network: nn.Module,
+    observations: shards.Arrays,
+    *,
+    header: dict[str, Any],
+    device: str,
+) -> Reconstruction:
+    """Hand observations and a network to the method of a run.
+
+    Parameters
+    ----------
+    name : str
+    entry : RunEntry
+    network : Module
+    observations : dict
+        ``observed``, ``dataset``, ``each`` (see `retrace.problems`) and what else the problem has.
+    header : dict
+        Of the checkpoint.
+    device : str
+        As in params.yaml.
+
+    Raises
+    ------
+    Refusal
+        When a setting is wrong, when the network belongs to another run or dataset, when the method
+        refuses its input, or gives an estimate that is not finite.
+    """
+    where = f"runs.{name}"
+    method = find(f"methods.{entry.problem}", entry.method, where=f"{where}.method").reconstruct
+    settings = bind(method, entry.settings, where=f"{where}.settings", given=GIVEN)
+    dataset = str(observations["dataset"])
+    if header["network"] != entry.network:
+        raise Refusal(
+            f"{where}: the checkpoint holds the network {header['network']!r}, {entry.network!r} "
+            "is expected; delete it and run `dvc repro`"
+        )
+    if header["dataset"] != dataset:
+        raise Refusal(
+            f"{where}: the network was trained on {header['dataset']}, the observations are of "
+            f"{dataset}; run `dvc repro`"
+        )
+    observed = observations["observed"]
+    kept = Memory(
+        interrupted_path(name), inputs=inputs_of(entry, settings=settings, dataset=dataset)
+    )
+    steps = settings.get("steps") or settings.get("rounds") or 0
+    place = chosen(device)
+    rounded = matmul_precision(place, entry.precision)
+    announce(name, rounded, entry.precision)
+    started = time.time()
+    try:
+        if observations["each"]:
+            answers, watched, memory, devices, rounded = shards.run(
+                network,
+                observed,
+                method=f"{entry.problem}.{entry.method}",
+                header=header,
+                settings=settings,
+                steps=steps,
+                label=name,
+                device=device,
+                precision=entry.precision,
+            )
+            leading = observed.shape[:-2]
+            answers = {k: value.reshape(*leading, *value.shape[1:]) for k, value in answers.items()}
+        else:
+            answers, watched = undivided(
+                method,
+                network,
+                observations,
+                settings,
+                kept=kept,
+                steps=steps,
+                label=name,
+                device=place,
+                precision=entry.precision,
+            )
+            memory, devices = shards.peak_memory(), described(place)
+    except BadInput as error:
+        raise refused(error, where=where, sections={"settings": settings}) from None
+    seconds = time.time() - started
+    if not bool(np.isfinite(answers["estimate"]).all()):
+        raise Refusal(
+            f"{where}: the estimate is not finite; lower settings.learning_rate if there is one"
+        )
+    arrays = {
+        **answers,
+        "code_size": np.array(getattr(network, "code_size", 0)),
+        **{key: np.array(getattr(entry, key)) for key in ("problem", "method", "network")},
+        "dataset": np.array(dataset),
+        **watched,
+    }
+    record = {
+        "run": name,
+        "dataset": dataset,
+        **{key: getattr(entry, key) for key in ("problem", "method", "network", "precision")},
+        "settings": settings,
+        "started": started,
+        "seconds": seconds,
+        "peak_memory": memory,
+        "device": devices,
+        "matmul_precision": rounded,
+    }
+    kept.forget()
+    return Reconstruction(arrays, record)

@@ -1,0 +1,82 @@
+"""Adam on the code with restarts: the usual choice."""
+
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from retrace.methods.decoder_inversion._decoder import (
+    Precision,
+    decode,
+    mean_square,
+    problem_of,
+    reproduced,
+)
+from retrace.types import Callback, Seed
+
+
+def reconstruct(
+    network: nn.Module,
+    observed: Tensor,
+    *,
+    precision: Precision,
+    penalty: Annotated[float, Field(ge=0)],
+    steps: Annotated[int, Field(ge=1)],
+    learning_rate: Annotated[float, Field(gt=0)],
+    restarts: Annotated[int, Field(ge=1)],
+    seed: Seed,
+    callback: Callback,
+) -> dict[str, Tensor]:
+    """Lower ‖G(z) − x‖² + λ‖z‖² by Adam, all images and restarts at once.
+
+    Parameters
+    ----------
+    network : Module
+        Has ``decoder_weights()`` and ``encode``.
+    observed : (B, 28, 28)
+        In [0, 1].
+    precision : "float32" or "float64"
+    penalty : float
+        λ.
+    steps : int
+    learning_rate : float
+        Adam's.
+    restarts : int
+        The first starts at the encoder's mean, the others at codes drawn from the prior; the one
+        with the lowest final objective is kept.
+    seed : int
+        Of the draws.
+    callback : function
+        Called before each step and at the end, steps + 1 times.
+
+    Returns
+    -------
+    dict
+        ``estimate`` (B, d) float64, ``residual`` (B,), the mean squared difference of decoded and
+        observed pixels, and ``converged`` (B,) bool: whether the image is reproduced.
+    """
+    weights, images = problem_of(network, observed, precision=precision)
+    with torch.no_grad():
+        mean = network.encode(observed.float())[0].to(images.dtype)  # type: ignore[operator]
+    generator = torch.Generator().manual_seed(seed)
+    others = torch.randn(restarts - 1, *mean.shape, generator=generator).to(images.dtype)
+    codes = torch.cat([mean.unsqueeze(0), others]).requires_grad_()  # (R, B, d)
+    optimiser = torch.optim.Adam([codes], lr=learning_rate, fused=True)
+    every = torch.arange(len(images))
+    for step in range(steps + 1):
+        misfit = (decode(weights, codes) - images).square().sum(dim=2)
+        objective = misfit + penalty * codes.square().sum(dim=2)  # (R, B)
+        loss, restart = objective.detach().min(dim=0)
+        best = codes.detach()[restart, every]
+        callback(step, loss, best)
+        if step < steps:
+            optimiser.zero_grad()
+            objective.sum().backward()
+            optimiser.step()
+    pixels = decode(weights, best)
+    return {
+        "estimate": best.double(),
+        "residual": mean_square(pixels, images),
+        "converged": reproduced(pixels, images),
+    }

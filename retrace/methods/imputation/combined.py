@@ -1,0 +1,157 @@
+"""The best of the statistics and of the networks that saw complete images only, averaged."""
+
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from retrace.methods.imputation import _latent, mixture, ridge
+from retrace.types import Callback, Seed
+
+BATCH = 250  # images at once: the samples' logits, (samples, 250, 784), are what needs the memory
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+@torch.no_grad()
+def reconstruct(
+    network: _latent.Prior,
+    observed: Tensor,
+    *,
+    likelihood_blocks: Annotated[float, Field(gt=0)],
+    likelihood_scattered: Annotated[float, Field(gt=0)],
+    starts: Annotated[int, Field(ge=1)],
+    search_steps: Annotated[int, Field(ge=1)],
+    learning_rate: Annotated[float, Field(gt=0)],
+    samples: Annotated[int, Field(ge=1)],
+    residual_penalty: Annotated[float, Field(gt=0)],
+    mixture_penalty: Annotated[float, Field(gt=0)],
+    mixture_blocks: Share,
+    mixture_scattered: Share,
+    threshold_blocks: Share,
+    threshold_scattered: Share,
+    seed: Seed,
+    callback: Callback,
+) -> Tensor:
+    """Average the VAE's and the mixture's idea of the missing pixels, and darken faint grey.
+
+    1. The `mixture`'s conditional mean.
+    2. Modes of the code's posterior from several starts (`latent_search`; the first start is the
+       encoder's code of the mixture's completion, the others are drawn from the prior), decoded
+       and averaged by exp(−energy); and the posterior's mean by importance sampling around them
+       (`posterior`); half of each.
+    3. A Gaussian regression, from known to missing pixels, of what the VAE leaves of an image:
+       x − G(z). The VAE does not draw the strokes that are nearly determined by their neighbours;
+       this does.
+    4. The weighted average of 3 and 1; then values below τ are taken down (see `darkened`).
+
+    Parameters
+    ----------
+    network : Module
+        See `retrace.networks.prior`.
+    observed : (B, 28, 28)
+        NaN where a pixel is missing.
+    likelihood_blocks, likelihood_scattered : float
+        β, the weight of the known pixels against the prior, by whether known pixels lie among
+        the missing ones (see `_latent.scattered`).
+    starts : int
+        Of the search for modes, for each image.
+    search_steps : int
+    learning_rate : float
+        Of the search, in units of the code.
+    samples : int
+        Of the posterior, for each image.
+    residual_penalty : float
+        λ of the regression of the residual, in squared pixel units.
+    mixture_penalty : float
+        λ of the mixture, likewise.
+    mixture_blocks, mixture_scattered : float
+        Weight of 1 in the average.
+    threshold_blocks, threshold_scattered : float
+        τ, in pixel units.
+    seed : int
+        Of starts and samples.
+    callback : function
+        Not called.
+
+    Returns
+    -------
+    (B, 28, 28)
+    """
+    generator = torch.Generator().manual_seed(seed)
+    estimates = [
+        _combine(
+            network,
+            batch,
+            likelihood=(likelihood_blocks, likelihood_scattered),
+            starts=starts,
+            search_steps=search_steps,
+            learning_rate=learning_rate,
+            samples=samples,
+            residual_penalty=residual_penalty,
+            mixture_penalty=mixture_penalty,
+            mixture_weight=(mixture_blocks, mixture_scattered),
+            generator=generator,
+        )
+        for batch in observed.split(BATCH)
+    ]
+    threshold = _latent.by_kind(observed, threshold_blocks, threshold_scattered)
+    return darkened(torch.cat(estimates), threshold=threshold.view(-1, 1, 1))
+
+
+def _combine(
+    network: _latent.Prior,
+    observed: Tensor,
+    *,
+    likelihood: tuple[float, float],
+    starts: int,
+    search_steps: int,
+    learning_rate: float,
+    samples: int,
+    residual_penalty: float,
+    mixture_penalty: float,
+    mixture_weight: tuple[float, float],
+    generator: torch.Generator,
+) -> Tensor:
+    values = observed.flatten(1)
+    statistics = mixture.conditional_mean(network, values, penalty=mixture_penalty).float()
+    known = _latent.Known.of(observed, likelihood=_latent.by_kind(observed, *likelihood))
+    codes, logits = _latent.search(
+        network.decoder,
+        known,
+        _latent.starts(network, observed, statistics, count=starts, generator=generator),
+        steps=search_steps,
+        learning_rate=learning_rate,
+    )
+    decoded = _latent.mean(logits, (-known.energy(logits, codes)).softmax(dim=0))
+    proposal = _latent.laplace(network.decoder, known, codes, logits)
+    sampled = _latent.importance(
+        network.decoder, known, proposal, samples=samples, generator=generator
+    )
+    decoded = (decoded + _latent.mean(*sampled)) / 2
+    decoded += ridge.conditional_mean(
+        values - decoded,
+        mean=network.residual_mean,
+        covariance=network.residual_covariance,
+        penalty=residual_penalty,
+    ).float()
+    weight = _latent.by_kind(observed, *mixture_weight).unsqueeze(1)
+    return torch.lerp(decoded, statistics, weight).unflatten(1, (28, 28))
+
+
+def darkened(estimate: Tensor, *, threshold: Tensor) -> Tensor:
+    """Take faint values down: v ↦ v · min(1, v / τ), continuous, monotone, 0 below 0.
+
+    Where a pixel is black in most images and bright in few, the mean is a faint grey, which is no
+    image's; the median is black. That costs hardly any squared error, while SSIM, which compares
+    local contrast, counts every grey window of a black background.
+
+    Parameters
+    ----------
+    estimate : (B, 28, 28)
+    threshold : (B, 1, 1)
+        τ; 0 changes nothing but the range.
+    """
+    clipped = estimate.clamp(0, 1)
+    return clipped * (clipped / threshold.clamp(min=1e-12)).clamp(max=1)

@@ -1,0 +1,83 @@
+"""The code of the VAE that explains the known pixels best, decoded."""
+
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from retrace.methods.imputation import _latent, ridge
+from retrace.types import Callback, Seed
+
+
+@torch.no_grad()
+def reconstruct(
+    network: _latent.Prior,
+    observed: Tensor,
+    *,
+    likelihood_blocks: Annotated[float, Field(gt=0)],
+    likelihood_scattered: Annotated[float, Field(gt=0)],
+    start_penalty: Annotated[float, Field(gt=0)],
+    restarts: Annotated[int, Field(ge=1)],
+    steps: Annotated[int, Field(ge=1)],
+    learning_rate: Annotated[float, Field(gt=0)],
+    answer: Literal["best", "average"],
+    seed: Seed,
+    callback: Callback,
+) -> Tensor:
+    """Minimise β Σ_k BCE(x_i, G_i(z)) + ‖z‖²/2 over codes z from several starts, and decode.
+
+    The maximum a posteriori code (Bora et al. 2017, arXiv 1703.03208, with the prior's penalty and
+    the cross-entropy that the VAE was trained with).
+
+    Parameters
+    ----------
+    network : Module
+        See `retrace.networks.prior`.
+    observed : (B, 28, 28)
+        NaN where a pixel is missing.
+    likelihood_blocks, likelihood_scattered : float
+        β, by whether known pixels lie among the missing ones (see `_latent.scattered`).
+    start_penalty : float
+        λ of the ridge regression that completes the image for the encoder, which is the first
+        start; the others are drawn from the prior.
+    restarts : int
+        Starts of each image, searched in one batch.
+    steps : int
+    learning_rate : float
+        Adam's, in units of the code.
+    answer : "best" or "average"
+        What the code with the lowest energy decodes to; or the average over starts by exp(−energy).
+    seed : int
+        Of the starts.
+    callback : function
+        Called before each step and at the end, steps + 1 times.
+
+    Returns
+    -------
+    (B, 28, 28)
+    """
+    completion = ridge.conditional_mean(
+        observed.flatten(1),
+        mean=network.mean.flatten(),
+        covariance=network.covariance,
+        penalty=start_penalty,
+    )
+    likelihood = _latent.by_kind(observed, likelihood_blocks, likelihood_scattered)
+    known = _latent.Known.of(observed, likelihood=likelihood)
+    starts = _latent.starts(
+        network,
+        observed,
+        completion.float(),
+        count=restarts,
+        generator=torch.Generator().manual_seed(seed),
+    )
+    codes, logits = _latent.search(
+        network.decoder, known, starts, steps=steps, learning_rate=learning_rate, callback=callback
+    )
+    energy = known.energy(logits, codes)
+    if answer == "average":
+        estimate = _latent.mean(logits, (-energy).softmax(dim=0))
+    else:
+        estimate = logits[energy.argmin(dim=0), torch.arange(len(observed))].sigmoid()
+    return estimate.reshape(observed.shape)

@@ -1,0 +1,27 @@
+"""A network trained with random masks fills in the missing pixels: the reference."""
+
+import torch
+from torch import Tensor, nn
+
+from retrace.types import Callback
+
+
+@torch.no_grad()
+def reconstruct(network: nn.Module, observed: Tensor, *, callback: Callback) -> Tensor:
+    """One pass through a network that was trained for it; the others saw complete images only.
+
+    Parameters
+    ----------
+    network : Module
+        Takes (B, 28, 28) images with NaN where a pixel is missing; see `retrace.networks.masked`.
+    observed : (B, 28, 28)
+        NaN where a pixel is missing.
+    callback : function
+        Not called: there is no iteration to watch.
+
+    Returns
+    -------
+    (B, 28, 28)
+    """
+    output: Tensor = network(observed)
+    return output

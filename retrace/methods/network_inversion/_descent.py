@@ -1,0 +1,134 @@
+"""Descent on the input where the output is no affine function of it: planes drawn step by step."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from retrace.methods.network_inversion._nearest import box_range, nearest, violation
+from retrace.types import Callback
+
+EXACT = 1e-9  # of the larger of 1 and the wanted value: such an output counts as the wanted one
+PULL = 3  # every so many steps also go towards the start
+REACH = 0.5  # share of the way to the end of the linear range that one step may ask for
+RATES = (0.9, 0.999)  # Adam's, with its usual constants
+Function = Callable[[Tensor], Tensor]
+
+
+class Descent(NamedTuple):
+    """Where it ended.
+
+    Attributes
+    ----------
+    point : (B, n)
+    reached : (B,) bool
+        Whether the output is the wanted one (`EXACT`).
+    iterations : (B,) int64
+        Steps until the point was found.
+    """
+
+    point: Tensor
+    reached: Tensor
+    iterations: Tensor
+
+
+def value_and_gradient(function: Function, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Outputs (B,) and their gradients (B, n) at x (B, n); row i of the output is of row i."""
+    variable = x.detach().requires_grad_()
+    value = function(variable)
+    (gradient,) = torch.autograd.grad(value.sum(), variable)
+    return value.detach(), gradient
+
+
+def nearest_by_planes(
+    function: Function,
+    start: Tensor,
+    *,
+    wanted: Tensor,
+    relation: Tensor,
+    steps: int,
+    callback: Callback,
+) -> Descent:
+    """A point of [0, 1]ⁿ near the start whose output is the wanted one, for all rows at once.
+
+    In each step the output is replaced by its tangent plane, for which the nearest point in the
+    box is known exactly: seen from the present point, which leads to the wanted output quickly, and
+    in every third step also from the start, which takes back what was not needed. Both are mixed by
+    their distances (the fast adaptive boundary attack of Croce & Hein 2020, arXiv 1907.02044). The
+    nearest point that gave the wanted output is kept: a local optimum, not certainly the nearest.
+
+    Parameters
+    ----------
+    function : function
+        (B, n) to (B,), differentiable.
+    start : (B, n) float64
+        In the box.
+    wanted, relation : (B,)
+        See `_nearest.nearest`.
+    steps : int
+    callback : function
+        Called before each step and at the end with what is left of the error and the point.
+    """
+    x = start
+    best, closest = start, torch.full_like(wanted, torch.inf)
+    least = torch.full_like(wanted, torch.inf)
+    reached = torch.zeros(len(start), dtype=torch.bool)
+    found = torch.zeros(len(start), dtype=torch.int64)
+    allowed = EXACT * wanted.abs().clamp(min=1)
+    for step in range(steps + 1):
+        value, gradient = value_and_gradient(function, x)
+        error = violation(value, wanted, relation)
+        distance = (x - start).norm(dim=1)
+        inside = error <= allowed
+        better = torch.where(inside, distance < closest, ~reached & (error < least))
+        best = torch.where(better[:, None], x, best)
+        found = torch.where(better, step, found)
+        least = torch.minimum(least, error)
+        closest = torch.where(inside, torch.minimum(closest, distance), closest)
+        reached = reached | inside
+        callback(step, least, best)
+        if step == steps:
+            break
+        bias = value - (gradient * x).sum(dim=1)
+        low, high = box_range(gradient, bias)
+        # A tangent plane says little far away: ask for no more than a share of its range.
+        level = torch.maximum(value + REACH * (low - value), wanted)
+        level = torch.minimum(value + REACH * (high - value), level)
+        ahead = nearest(x, gradient, bias, wanted=level, relation=relation, box=True).point
+        if step % PULL == PULL - 1:
+            home = nearest(start, gradient, bias, wanted=level, relation=relation, box=True).point
+            there, back = (ahead - x).norm(dim=1), (home - start).norm(dim=1)
+            share = (there / (there + back).clamp(min=1e-300)).clamp(max=0.5)
+            # At the wanted output already: go home as far as the plane allows.
+            share = torch.where(error <= allowed, 0.5, share)
+            ahead = torch.lerp(ahead, home, share[:, None])
+        x = ahead
+    return Descent(best, reached, found)
+
+
+def ascend(
+    function: Function,
+    start: Tensor,
+    *,
+    steps: int,
+    learning_rate: float,
+    callback: Callback,
+    box: bool = True,
+) -> Tensor:
+    """Raise the output by Adam on the input, for all rows at once: (B, n); kept in [0, 1]ⁿ, but for
+    inputs that are no pixels."""
+    x = start.clone()
+    mean, square = torch.zeros_like(x), torch.zeros_like(x)
+    first, second = RATES
+    for step in range(steps + 1):
+        value, gradient = value_and_gradient(function, x)
+        callback(step, -value, x)
+        if step == steps:
+            break
+        mean = torch.lerp(gradient, mean, first)
+        square = torch.lerp(gradient.square(), square, second)
+        scale = (square / (1 - second ** (step + 1))).sqrt() + 1e-12
+        x = x + learning_rate * mean / (1 - first ** (step + 1)) / scale
+        x = x.clamp(0, 1) if box else x
+    return x

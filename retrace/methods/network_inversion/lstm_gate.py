@@ -1,0 +1,138 @@
+"""Rows and images that close a forget gate of an LSTM."""
+
+import copy
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from retrace.methods.network_inversion._descent import nearest_by_planes
+from retrace.methods.network_inversion._nearest import (
+    AT_MOST,
+    DISPROVED,
+    PROVED,
+    UNKNOWN,
+    box_range,
+    nearest,
+)
+from retrace.types import SIDE, BadInput, Callback
+
+
+def reconstruct(
+    network: nn.Module,
+    observed: Tensor,
+    *,
+    change: Literal["row", "image"],
+    units: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)],
+    row: Annotated[int, Field(ge=0, lt=SIDE)],
+    images: Annotated[int, Field(ge=1)],
+    gate: Annotated[float, Field(gt=0, lt=1)],
+    sharpness: Annotated[float, Field(gt=0)],
+    steps: Annotated[int, Field(ge=1)],
+    callback: Callback,
+) -> dict[str, Tensor]:
+    """Change images as little as possible so that a unit forgets: its forget gate
+    σ(W_if x_t + b_if + W_hf h_{t−1} + b_hf) is at most `gate`.
+
+    - ``row``: at one row t, by that row alone. The rows before it fix the hidden state h_{t−1}, so
+      that the gate's logit is affine in the 28 pixels of the row: the nearest row in [0, 1]²⁸ is
+      known exactly, or it is proved that there is none (see `_nearest.nearest`).
+    - ``image``: at all rows from `row` on, by all pixels. The hidden states depend on the pixels;
+      tangent planes of log Σ_t exp(k logit_t) / k, which is at least the largest logit, by
+      gradients through time (see `_descent.nearest_by_planes`): a local optimum. It is proved that
+      no image does it where even the smallest row and hidden states of the best signs, which lie in
+      (−1, 1), leave a logit too large.
+
+    Parameters
+    ----------
+    network : Module
+        See retrace/networks/lstm.py.
+    observed : (N, 28, 28)
+        Images to start from.
+    change : "row" or "image"
+    units : list of int
+        Units of the LSTM.
+    row : int
+        t from 0 on.
+    images : int
+        The first so many observed images, for each unit.
+    gate : float
+        What the gate has to be at most.
+    sharpness : float
+        k; of ``image``.
+    steps : int
+        Of ``image``.
+    callback : function
+        Called before each step and at the end; not for ``row``.
+
+    Returns
+    -------
+    dict
+        ``estimate`` and ``start`` (B, 28, 28) float64, units outermost; ``unit`` (B,), ``wanted``
+        (B,), the gate; ``relation``, ``feasible`` and ``iterations`` (B,) as in
+        `hidden_unit.reconstruct`.
+
+    Raises
+    ------
+    BadInput
+        On a unit or an image that does not exist.
+    """
+    if images > len(observed):
+        raise BadInput(f"images = {images}: {len(observed)} are observed")
+    network = copy.deepcopy(network).double()
+    on_row, on_hidden, bias = network.forget_parts()  # type: ignore[operator]
+    for unit in units:
+        if unit >= len(bias):
+            raise BadInput(f"units: {unit} is none of the {len(bias)} units of the LSTM")
+    chosen = observed[:images].double()
+    start = chosen.repeat(len(units), 1, 1)  # (B, 28, 28)
+    index = torch.tensor(units).repeat_interleave(images)
+    wanted = torch.full((len(start),), gate, dtype=torch.float64)
+    relation = torch.full_like(index, AT_MOST)
+    if change == "row":
+        before = network.before(chosen)[:, row]  # type: ignore[operator]
+        hidden = before.repeat(len(units), 1)  # (B, H)
+        fixed = (hidden * on_hidden[index]).sum(dim=1) + bias[index]
+        found, possible = nearest(
+            start[:, row],
+            on_row[index],
+            fixed,
+            wanted=wanted.logit(),
+            relation=relation,
+            box=True,
+        )
+        estimate = start.clone()
+        estimate[:, row] = found
+        feasible = torch.where(possible, PROVED, DISPROVED)
+        iterations = torch.zeros_like(index)
+    else:
+
+        def largest(x: Tensor) -> Tensor:
+            pixels = x.unflatten(1, (SIDE, SIDE))
+            logits = network.forget_logits(pixels)[:, row:]  # type: ignore[operator]
+            of_unit = logits.gather(2, index[:, None, None].expand(-1, SIDE - row, 1)).squeeze(2)
+            return (sharpness * of_unit).logsumexp(dim=1) / sharpness
+
+        point, reached, iterations = nearest_by_planes(
+            largest,
+            start.flatten(1),
+            wanted=wanted.logit(),
+            relation=relation,
+            steps=steps,
+            callback=lambda step, loss, x: callback(step, loss, x.unflatten(1, (SIDE, SIDE))),
+        )
+        estimate = point.unflatten(1, (SIDE, SIDE))
+        lowest = box_range(on_row[index], bias[index])[0] - on_hidden[index].abs().sum(dim=1)
+        feasible = torch.where(reached, PROVED, UNKNOWN)
+        feasible = torch.where(lowest > wanted.logit(), DISPROVED, feasible)
+        estimate = torch.where((feasible == DISPROVED)[:, None, None], start, estimate)
+    return {
+        "estimate": estimate,
+        "start": start,
+        "unit": index,
+        "wanted": wanted,
+        "relation": relation.to(torch.int8),
+        "feasible": feasible.to(torch.int8),
+        "iterations": iterations,
+    }

@@ -1,0 +1,44 @@
+"""Controls: candidates that no weight had a part in."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from retrace.types import Callback
+
+
+def reconstruct(
+    network: nn.Module,
+    observed: Tensor,
+    *,
+    candidates: Annotated[int, Field(ge=1)],
+    show: Literal["mean", "images"],
+    callback: Callback,
+) -> Tensor:
+    """Give the public mean image, or public images, for reconstructions.
+
+    What they score is what a score is worth: an attack has to be far above it.
+
+    Parameters
+    ----------
+    network : Module
+        Only its public ``mean`` (d,) and ``shape`` are read.
+    observed : (N, *shape)
+        Public images.
+    candidates : int
+        How many are returned.
+    show : "mean" or "images"
+    callback : function
+        Not called: nothing is iterated.
+
+    Returns
+    -------
+    (candidates, *shape) float32
+        Fewer where there are fewer public images.
+    """
+    if show == "images":
+        return observed[:candidates].clone()
+    mean: Tensor = network.get_buffer("mean")
+    shape: tuple[int, ...] = network.shape  # type: ignore[assignment]
+    return mean.reshape(1, *shape).repeat(candidates, *[1] * len(shape))

@@ -1,0 +1,259 @@
+"""What images look like, learnt from complete ones: a VAE, a Gaussian mixture, and their moments.
+
+One checkpoint for all methods of imputation that combine them.
+"""
+
+import time
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Annotated, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from retrace.networks._training import train
+from retrace.types import BadInput, Seed
+
+PIXELS = 28 * 28
+EVALUATION_SEED = 0  # the same noise in every epoch, so that epochs are compared on equal terms
+BATCH = 4000  # images that go through the encoder and the decoder at once
+
+
+class Network(nn.Module):
+    """Variational autoencoder of ReLU layers, and a Gaussian mixture of the training images.
+
+    The VAE has a standard normal prior of its code z, and pixels that are independent given z, of
+    mean G(z) = σ(decoder(z)); its loss is the negative evidence lower bound with the Bernoulli
+    cross-entropy (Kingma & Welling 2014, arXiv 1312.6114).
+
+    The mixture is one of Gaussians for the first `axes` principal components, each with a full
+    covariance; the remaining components are Gaussian, independent of them and the same for all. So
+    with one component it is the Gaussian with the training images' mean and covariance.
+
+    Parameters
+    ----------
+    code_size : int
+        d, the values in a code.
+    widths : list of int
+        Units of the encoder's hidden layers; the decoder mirrors them.
+    components : int
+        K of the mixture.
+    axes : int
+        p, the principal components that the mixture describes.
+
+    Attributes
+    ----------
+    mean : (28, 28) float32
+        Of the training images.
+    covariance, residual_covariance : (784, 784) float64
+        Of the training images x, and of x - G(E(x)), E being the mean of the encoder.
+    residual_mean : (784,) float64
+    basis : (784, p) float64
+        Orthonormal principal components, the largest first.
+    weights, means, covariances : (K,), (K, p), (K, p, p) float64
+        The mixture in the coordinates of `basis`, the mean image subtracted.
+    """
+
+    mean: Tensor
+    covariance: Tensor
+    residual_mean: Tensor
+    residual_covariance: Tensor
+    basis: Tensor
+    weights: Tensor
+    means: Tensor
+    covariances: Tensor
+
+    def __init__(
+        self,
+        *,
+        code_size: Annotated[int, Field(ge=1)],
+        widths: Annotated[list[Annotated[int, Field(ge=1, le=4096)]], Field(min_length=1)],
+        components: Annotated[int, Field(ge=1, le=1000)],
+        axes: Annotated[int, Field(ge=1, le=PIXELS)],
+    ) -> None:
+        super().__init__()
+        self.code_size = code_size
+        self.encoder = _layers([PIXELS, *widths, 2 * code_size])
+        self.decoder = _layers([code_size, *reversed(widths), PIXELS])
+        zeros = torch.zeros(PIXELS, dtype=torch.float64)
+        identity = torch.eye(PIXELS, dtype=torch.float64)
+        of_axes = torch.eye(axes, dtype=torch.float64)
+        self.register_buffer("mean", torch.zeros(28, 28))
+        self.register_buffer("covariance", identity)
+        self.register_buffer("residual_mean", zeros)
+        self.register_buffer("residual_covariance", identity.clone())
+        self.register_buffer("basis", torch.eye(PIXELS, axes, dtype=torch.float64))
+        self.register_buffer("weights", torch.full((components,), 1 / components).double())
+        self.register_buffer("means", torch.zeros(components, axes, dtype=torch.float64))
+        self.register_buffer("covariances", of_axes.expand(components, -1, -1).contiguous())
+
+    def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, 28, 28) images to means and log-variances (B, d) of their codes."""
+        mean, log_variance = self.encoder(images.flatten(1)).chunk(2, dim=1)
+        return mean, log_variance
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """(B, d) codes to (B, 28, 28) images in (0, 1)."""
+        images: Tensor = self.decoder(codes).sigmoid().unflatten(1, (28, 28))
+        return images
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 28, 28) images to the decoded means of their codes."""
+        return self.decode(self.encode(images)[0])
+
+    def terms(self, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Cross-entropy and divergence of each image, both (B,) in nats.
+
+        Parameters
+        ----------
+        images : (B, 28, 28)
+            In [0, 1].
+        noise : (B, d)
+            Standard normal; the code is mean + standard deviation · noise.
+        """
+        mean, log_variance = self.encode(images)
+        logits = self.decoder(mean + (log_variance / 2).exp() * noise)
+        entropy = binary_cross_entropy_with_logits(logits, images.flatten(1), reduction="none")
+        divergence = (mean.square() + log_variance.exp() - 1 - log_variance) / 2
+        return entropy.sum(dim=1), divergence.sum(dim=1)
+
+    def loss(self, images: Tensor, labels: Tensor) -> Tensor:
+        """The negative evidence lower bound, with one sample of each code."""
+        noise = torch.randn(len(images), self.code_size)
+        entropy, divergence = self.terms(images, noise)
+        return (entropy + divergence).mean()
+
+    def evaluate(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """The negative evidence lower bound of each image and its two terms, (B,) in nats."""
+        generator = torch.Generator().manual_seed(EVALUATION_SEED)
+        noise = torch.randn(len(images), self.code_size, generator=generator)
+        entropy, divergence = self.terms(images, noise)
+        return {
+            "negative_elbo": entropy + divergence,
+            "cross_entropy": entropy,
+            "divergence": divergence,
+        }
+
+    def fit(
+        self,
+        training: tuple[Tensor, Tensor],
+        validation: tuple[Tensor, Tensor],
+        progress: Callable[[dict[str, float]], None],
+        *,
+        epochs: Annotated[int, Field(ge=1)],
+        batch_size: Annotated[int, Field(ge=1)],
+        learning_rate: Annotated[float, Field(gt=0)],
+        schedule: Literal["constant", "cosine"],
+        mixture_iterations: Annotated[int, Field(ge=1)],
+        mixture_images: Annotated[int, Field(ge=1)],
+        seed: Seed,
+    ) -> list[dict[str, float]]:
+        """Train the VAE with Adam (see `_training.train`), fit the mixture and take moments.
+
+        Parameters
+        ----------
+        training, validation : (images, labels)
+            (n, 28, 28) float32 and (n,) int64.
+        progress : function
+            Called with the history's entry after each epoch.
+        epochs, batch_size, learning_rate, schedule
+            Of Adam.
+        mixture_iterations : int
+            Steps of expectation-maximisation at most.
+        mixture_images : int
+            The first so many training images are what the mixture is fitted to.
+        seed : int
+            Of batches, noise, and the mixture's start.
+
+        Returns
+        -------
+        list of dict
+            See `_training.train`; the last entry also has ``mixture_nats``, the mean
+            log-density of the mixture's coordinates on validation images, and ``cpu_seconds`` of
+            all of the fit.
+
+        Raises
+        ------
+        BadInput
+            When there are fewer images than components.
+        """
+        started = time.process_time()
+        images = training[0]
+        if len(images) < len(self.weights):
+            raise BadInput(
+                f"arguments: components = {len(self.weights)}: {len(images)} training images"
+            )
+        history = train(
+            self,
+            training,
+            validation,
+            epochs=epochs,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            schedule=schedule,
+            grace=epochs,
+            seed=seed,
+            progress=progress,
+        )
+        self.eval()
+        pixels = images.flatten(1).double()
+        mean, self.covariance = _moments(pixels)
+        self.mean = mean.float().reshape(28, 28)
+        outputs = [self(batch).detach() for batch in images.split(BATCH)]
+        residuals = (images - torch.cat(outputs)).flatten(1).double()
+        self.residual_mean, self.residual_covariance = _moments(residuals)
+        self.basis = torch.linalg.eigh(self.covariance).eigenvectors.flip(1)[:, : len(self.basis.T)]
+        coordinates, held_out = (
+            ((x.flatten(1).double() - mean) @ self.basis).cpu().numpy()
+            for x in (images[:mixture_images], validation[0])
+        )
+        nats = self._fit_mixture(coordinates, held_out, iterations=mixture_iterations, seed=seed)
+        history[-1] |= {"mixture_nats": nats, "cpu_seconds": time.process_time() - started}
+        return history
+
+    def _fit_mixture(
+        self,
+        coordinates: "np.ndarray[tuple[int, ...], np.dtype[np.float64]]",
+        held_out: "np.ndarray[tuple[int, ...], np.dtype[np.float64]]",
+        *,
+        iterations: int,
+        seed: int,
+    ) -> float:
+        import warnings
+
+        from sklearn.exceptions import ConvergenceWarning
+        from sklearn.mixture import GaussianMixture
+
+        mixture = GaussianMixture(
+            len(self.weights),
+            covariance_type="full",
+            max_iter=iterations,
+            reg_covar=1e-3,
+            init_params="k-means++",
+            random_state=seed,
+        )
+        with warnings.catch_warnings():  # the number of iterations is a parameter, not a failure
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            mixture.fit(coordinates)
+        self.weights = torch.as_tensor(mixture.weights_)
+        self.means = torch.as_tensor(mixture.means_)
+        self.covariances = torch.as_tensor(mixture.covariances_)
+        return float(mixture.score(held_out))
+
+
+def _layers(sizes: list[int]) -> nn.Sequential:
+    """Linear layers with ReLU between them, none after the last."""
+    layers: list[nn.Module] = []
+    for inputs, outputs in pairwise(sizes):
+        layers += [nn.Linear(inputs, outputs), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+def _moments(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean (p,) and covariance (p, p), divided by n, of (n, p)."""
+    mean = values.mean(dim=0)
+    centred = values - mean
+    return mean, centred.T @ centred / len(values)

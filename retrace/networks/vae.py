@@ -1,0 +1,132 @@
+"""Variational autoencoder of bias-free tanh layers, whose decoder is to be inverted."""
+
+from itertools import pairwise
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from retrace.types import BadInput
+
+PIXELS = 28 * 28
+EVALUATION_SEED = 0  # the same noise in every epoch, so that epochs are compared on equal terms
+
+
+class Network(nn.Module):
+    """Encoder to the mean and log-variance of a code, decoder from a code to an image.
+
+    The decoder is G(z) = σ(W₃ tanh(W₂ tanh(W₁ z))) for two widths, without biases, and each of its
+    matrices has at least as many rows as columns: what makes a layer-by-layer inverse possible.
+
+    Parameters
+    ----------
+    code_size : int
+        d, the values in a code.
+    widths : list of int
+        Units of the encoder's hidden layers, not increasing; the decoder mirrors them.
+    weighting : "elbo" or "averaged"
+        With R the cross-entropy of an image summed over its P = 784 pixels, and D the divergence
+        KL(q(z|x) ‖ N(0, I)) summed over the d values of its code, both in nats and averaged over
+        images, "elbo" is R + w D, and "averaged", which takes means where the bound has sums, is
+        R/P + w D/d.
+    divergence_weight : float
+        w. The effective β (Higgins et al. 2017) is what stands before D where R has no factor: w
+        for "elbo", so that 1 is the evidence lower bound (Kingma & Welling 2014, arXiv 1312.6114);
+        w P/d for "averaged", since P (R/P + w D/d) = R + (w P/d) D. With w = 0.1 that is 4.9 for
+        d = 16 and 2.45 for d = 32, which presses most of the image out of the code.
+
+    Raises
+    ------
+    BadInput
+        When a layer of the decoder would have more columns than rows.
+    """
+
+    def __init__(
+        self,
+        *,
+        code_size: Annotated[int, Field(ge=1)],
+        widths: Annotated[list[Annotated[int, Field(ge=1, le=PIXELS)]], Field(min_length=1)],
+        weighting: Literal["elbo", "averaged"],
+        divergence_weight: Annotated[float, Field(gt=0)],
+    ) -> None:
+        super().__init__()
+        if any(later > earlier for earlier, later in pairwise([*widths, code_size])):
+            raise BadInput(
+                f"arguments: widths {widths} and code_size {code_size} increase somewhere: a layer "
+                "of the decoder would have more columns than rows, and no inverse"
+            )
+        self.code_size = code_size
+        self.weighting = weighting
+        self.divergence_weight = divergence_weight
+        self.encoder = _layers([PIXELS, *widths, 2 * code_size])
+        self.decoder = _layers([code_size, *reversed(widths), PIXELS])
+
+    def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, 28, 28) images to means and log-variances (B, d) of their codes."""
+        mean, log_variance = _through(self.encoder, images.flatten(1)).chunk(2, dim=1)
+        return mean, log_variance
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """(B, d) codes to (B, 28, 28) images in (0, 1)."""
+        return _through(self.decoder, codes).sigmoid().unflatten(1, (28, 28))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 28, 28) images to the decoded means of their codes."""
+        return self.decode(self.encode(images)[0])
+
+    def decoder_weights(self) -> list[Tensor]:
+        """The decoder's matrices (outputs, inputs), from the code to the pixels, not copied."""
+        return [weight.detach() for weight in self.decoder.parameters()]
+
+    def terms(self, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Cross-entropy R and divergence D of each image, both (B,) in nats.
+
+        Parameters
+        ----------
+        images : (B, 28, 28)
+            In [0, 1].
+        noise : (B, d)
+            Standard normal; the code is mean + standard deviation · noise.
+        """
+        mean, log_variance = self.encode(images)
+        codes = mean + (log_variance / 2).exp() * noise
+        logits = _through(self.decoder, codes)
+        entropy = binary_cross_entropy_with_logits(logits, images.flatten(1), reduction="none")
+        divergence = (mean.square() + log_variance.exp() - 1 - log_variance) / 2
+        return entropy.sum(dim=1), divergence.sum(dim=1)
+
+    def loss(self, images: Tensor, labels: Tensor) -> Tensor:
+        """The training objective, with one sample of each code."""
+        noise = torch.randn(len(images), self.code_size, dtype=images.dtype)
+        entropy, divergence = (term.mean() for term in self.terms(images, noise))
+        if self.weighting == "averaged":
+            entropy, divergence = entropy / PIXELS, divergence / self.code_size
+        return entropy + self.divergence_weight * divergence
+
+    def evaluate(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Per-image measures in nats, each (B,): the negative evidence lower bound, whatever the
+        weighting of the loss, which chooses the best epoch; and its two terms."""
+        generator = torch.Generator().manual_seed(EVALUATION_SEED)
+        noise = torch.randn(len(images), self.code_size, generator=generator, dtype=images.dtype)
+        entropy, divergence = self.terms(images, noise)
+        return {
+            "negative_elbo": entropy + divergence,
+            "cross_entropy": entropy,
+            "divergence": divergence,
+        }
+
+
+def _layers(sizes: list[int]) -> nn.ModuleList:
+    return nn.ModuleList(
+        nn.Linear(inputs, outputs, bias=False) for inputs, outputs in pairwise(sizes)
+    )
+
+
+def _through(layers: nn.ModuleList, values: Tensor) -> Tensor:
+    """Apply linear layers with tanh between them, none after the last."""
+    *hidden, last = layers
+    for layer in hidden:
+        values = layer(values).tanh()
+    return last(values)

@@ -1,0 +1,119 @@
+"""The problems. All that is known of one lies in its folder, which is the whole registry:
+
+- ``observe.py``: ``observe(ground, **settings)`` gives what a method sees and, apart from it, the
+  truth, as arrays. The settings are the problem's section of params.yaml.
+- ``score.py``: a class ``Scorer``, made once from the ground and the runs of the problem, and
+  called for each run with its arrays: the scores, and their headline. ``baselines`` is what the
+  runs are measured against.
+- ``show.py``: ``section(state)`` gives tables, galleries and charts, ``pictures(run, ground)``
+  pictures for MLflow.
+
+A computing stage depends on the one file that it imports, so that drawing is no dependency of it.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from retrace.pipeline.artifacts import (
+    checkpoint_path,
+    dataset_of,
+    history_path,
+    load_checkpoint,
+    observed_path,
+    read_arrays,
+    read_json,
+    read_split,
+    split_path,
+    truth_path,
+)
+
+Arrays = Mapping[str, NDArray[Any]]
+Scores = dict[str, Any]
+
+
+def names() -> list[str]:
+    """The problems that there are: the folders beside this file."""
+    return sorted(path.parent.name for path in Path(__file__).parent.glob("[!_]*/score.py"))
+
+
+def part(problem: str, name: str) -> Any:
+    """A module of a problem: its ``observe``, ``score`` or ``show``."""
+    return import_module(f"retrace.problems.{problem}.{name}")
+
+
+class Observations(NamedTuple):
+    """What a problem gives to methods, and what it keeps from them.
+
+    Attributes
+    ----------
+    given : dict
+        ``observed``, which a method takes; ``dataset``; ``each``, whether every observation has an
+        answer of its own, so that they may be solved in parts; and what else methods may use or
+        what names the observations (``masks``, ``groups``).
+    truth : dict
+        What only scores see.
+    """
+
+    given: Arrays
+    truth: Arrays
+
+
+class Run(NamedTuple):
+    """A reconstruction: the record of how it was made, and its arrays."""
+
+    name: str
+    record: Mapping[str, Any]
+    arrays: Arrays
+
+
+def read_network(name: str) -> tuple[nn.Module, dict[str, Any]]:
+    """A network in evaluation mode, and the record of its training."""
+    return load_checkpoint(checkpoint_path(name))[0], read_json(history_path(name))
+
+
+@dataclass
+class Ground:
+    """What a problem is observed from and scored on. Files are read when they are asked for.
+
+    Attributes
+    ----------
+    problem : str
+    source : str
+        Path of what the problem is observed from, beside the test images; see params.yaml.
+    means : function, optional
+        Takes measures of the same images to means with intervals; of whoever scores.
+    split : function
+        Images (n, 28, 28) and labels (n,) of "train", "validation" or "test".
+    load : function
+        A network in evaluation mode, and the record of its training, by its name.
+    """
+
+    problem: str
+    source: str = ""
+    means: Callable[[dict[str, Tensor]], dict[str, float]] | None = None
+    split: Callable[[str], tuple[Tensor, Tensor]] = read_split
+    load: Callable[[str], tuple[nn.Module, dict[str, Any]]] = read_network
+
+    @cached_property
+    def dataset(self) -> str:
+        return dataset_of(split_path("test"))
+
+    @cached_property
+    def given(self) -> Arrays:
+        """The observations, see `Observations`."""
+        return read_arrays(observed_path(self.problem))
+
+    @cached_property
+    def truth(self) -> Arrays:
+        """The truth, see `Observations`."""
+        return read_arrays(truth_path(self.problem))
+
+    def network(self, name: str) -> Any:
+        return self.load(name)[0]

@@ -1,0 +1,65 @@
+"""What is left of an image behind a bottleneck, beside PCA of the same size."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from retrace.measures import quality
+from retrace.pipeline.command import Refusal
+from retrace.problems import Ground, Run, Scores
+
+HEADLINE = ("mse", "psnr", "ssim", "mse_over_pca")
+
+
+def pca_curve(images: Tensor, *, mean: Tensor, covariance: Tensor) -> list[float]:
+    """MSE of PCA with 0, 1, … 784 components on given images.
+
+    Parameters
+    ----------
+    images : (n, 28, 28)
+    mean, covariance : (784,), (784, 784)
+        Of the training images.
+
+    Returns
+    -------
+    list of 785 float
+    """
+    components = torch.linalg.eigh(covariance).eigenvectors.flip(1)  # largest first
+    centred = images.flatten(1).double() - mean
+    # Orthonormal components: what a code of size k misses is the energy of all later ones.
+    energy = (centred @ components).square().mean(dim=0)
+    missed = torch.cat([energy, energy.new_zeros(1)]).flip(0).cumsum(0).flip(0)
+    curve: list[float] = (missed / len(energy)).tolist()
+    return curve
+
+
+class Scorer:
+    """MSE, PSNR and SSIM over all test images, and the MSE as a ratio to PCA's with the same code
+    size."""
+
+    def __init__(self, ground: Ground, records: Mapping[str, Mapping[str, Any]]) -> None:
+        self.means = ground.means
+        self.truth = torch.from_numpy(ground.truth["images"])
+        moments = ground.network("gaussian")
+        curve = pca_curve(self.truth, mean=moments.mean, covariance=moments.covariance)
+        self.baselines: Scores = {"pca_mse": curve}
+
+    def __call__(self, run: Run) -> tuple[Scores, Scores]:
+        estimate = torch.from_numpy(run.arrays["estimate"])
+        if estimate.shape != self.truth.shape:
+            raise Refusal(
+                f"{run.name}: estimate has shape {tuple(estimate.shape)}; "
+                f"{tuple(self.truth.shape)} is expected"
+            )
+        measures = {
+            "mse": quality.mse(estimate, self.truth),
+            "ssim": quality.ssim(estimate, self.truth),
+        }
+        scores = quality.with_psnr(self.means(measures))
+        code_size = int(run.arrays["code_size"])
+        pca = self.baselines["pca_mse"][code_size]
+        ratio = {"code_size": code_size, "mse_over_pca": scores["mse"] / pca, "pca_mse": pca}
+        found: Scores = {"n": len(estimate), **scores, **ratio}
+        return found, {key: found[key] for key in HEADLINE}

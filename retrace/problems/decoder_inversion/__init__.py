@@ -1,0 +1,1 @@
+"""Codes of a decoder's outputs."""

@@ -1,0 +1,1 @@
+"""Missing pixels of an image."""

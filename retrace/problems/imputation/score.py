@@ -1,0 +1,125 @@
+"""How good completed images are, beside ridge regression on the same images and masks."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from retrace.measures import quality, uncertainty
+from retrace.measures.quality import Means
+from retrace.pipeline.artifacts import read_arrays, reconstruction_path
+from retrace.pipeline.command import Refusal
+from retrace.problems import Ground, Run, Scores
+
+HEADLINE = ("mse", "psnr", "ssim", "mse_over_ridge", "known_residual", "agreement")
+BASELINE = "ridge"  # the method that others are compared with
+
+
+def score_mask(
+    estimate: Tensor,
+    truth: Tensor,
+    *,
+    observed: Tensor,
+    classifier: torch.nn.Module,
+    truth_labels: Tensor,
+    ridge_mse: float | None,
+    means: Means,
+) -> Scores:
+    """Scores of one mask.
+
+    ``mse`` and ``psnr`` over missing pixels only; ``ssim`` and ``agreement`` of the completed
+    image, the known pixels pasted in; ``known_residual`` is the MSE on the known pixels before
+    they are pasted; ``agreement`` is the share of completed images that the classifier labels as
+    it labels the original.
+
+    Parameters
+    ----------
+    estimate, truth, observed : (n, 28, 28)
+        Observed is NaN where a pixel is missing.
+    classifier : Module
+        (B, 28, 28) to logits.
+    truth_labels : (n,)
+        The classifier's labels of the originals.
+    ridge_mse : float, optional
+        Of linear regression on the same images and mask.
+    means : function
+        Takes per-image measures to means with intervals.
+    """
+    missing = observed.isnan()
+    completed = torch.where(missing, estimate.clamp(0, 1), observed)
+
+    measures = {
+        "mse": quality.mse(completed, truth, where=missing),
+        "ssim": quality.ssim(completed, truth),
+        "known_residual": quality.mse(estimate, truth, where=~missing),
+        "agreement": (quality.labels_of(classifier, completed) == truth_labels).double(),
+    }
+    scores = quality.with_psnr(means(measures))
+    return scores if ridge_mse is None else scores | {"mse_over_ridge": scores["mse"] / ridge_mse}
+
+
+class Scorer:
+    """Scores under each mask; of a run with samples also what those are worth."""
+
+    def __init__(self, ground: Ground, records: Mapping[str, Mapping[str, Any]]) -> None:
+        self.means = ground.means
+        self.observed = torch.from_numpy(ground.given["observed"])  # (masks, n, 28, 28)
+        self.masks: list[str] = ground.given["masks"].tolist()
+        self.truth, self.labels = (
+            torch.from_numpy(ground.truth[key]) for key in ("images", "labels")
+        )
+        self.classifier = ground.network("classifier")
+        self.truth_labels = quality.labels_of(self.classifier, self.truth)
+        right = quality.labels_of(self.classifier, ground.split("test")[0])
+        accuracy = (right == ground.split("test")[1]).double().mean().item()
+        self.baselines: Scores = {"classifier_accuracy": accuracy}
+        ridge = [name for name, record in records.items() if record["method"] == BASELINE]
+        if ridge:
+            path = reconstruction_path(ground.problem, ridge[0])
+            estimate = torch.from_numpy(read_arrays(path, only=("estimate",))["estimate"])
+            errors = [
+                quality.mse(estimate[i].clamp(0, 1), self.truth, where=observed.isnan())
+                for i, observed in enumerate(self.observed)
+            ]
+            means = [float(error.mean()) for error in errors]
+            self.baselines["ridge_mse"] = dict(zip(self.masks, means, strict=True))
+
+    def __call__(self, run: Run) -> tuple[Scores, Scores]:
+        estimate = torch.from_numpy(run.arrays["estimate"])
+        if estimate.shape != self.observed.shape:
+            raise Refusal(
+                f"{run.name}: estimate has shape {tuple(estimate.shape)}; "
+                f"{tuple(self.observed.shape)} is expected"
+            )
+        ridge = self.baselines.get("ridge_mse", {})
+        masks = {
+            mask: score_mask(
+                estimate[i],
+                self.truth,
+                observed=self.observed[i],
+                classifier=self.classifier,
+                truth_labels=self.truth_labels,
+                ridge_mse=ridge.get(mask),
+                means=self.means,
+            )
+            for i, mask in enumerate(self.masks)
+        }
+        if all(key in run.arrays for key in uncertainty.ARRAYS):
+            for i, mask in enumerate(self.masks):
+                masks[mask] |= uncertainty.score(
+                    *(torch.from_numpy(run.arrays[key][i]) for key in uncertainty.ARRAYS),
+                    truth=self.truth,
+                    observed=self.observed[i],
+                    labels=self.labels,
+                    classifier=self.classifier,
+                    means=self.means,
+                )
+        # The mean over masks, for `dvc metrics show`: a table that fits on a screen.
+        headline = {
+            key: float(np.mean([mask[key] for mask in masks.values()]))
+            for key in HEADLINE
+            if all(key in mask for mask in masks.values())
+        }
+        return {"n": len(self.truth), "masks": masks}, headline

@@ -1,0 +1,186 @@
+"""Did the inputs give the wanted outputs: measured again in float64 from checkpoint and input.
+
+Nothing that a method says of its own outputs is used; its verdicts (feasible, proved infeasible,
+unknown) are compared with them.
+"""
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from retrace.measures.quality import Means
+from retrace.pipeline.command import Refusal
+from retrace.problems import Arrays, Ground, Run, Scores
+
+TOLERANCE = 1e-6  # relative error of an output that counts as reached
+EQUAL = 0  # the other relations are -1, at most, and 1, at least
+BATCH = 200
+HEADLINE = (
+    *("reached", "relative_error_max", "absolute_error_max"),
+    *("feasible", "infeasible", "unknown", "distance_mean"),
+)
+
+Settings = Mapping[str, Any]
+
+
+def outputs(
+    network: nn.Module, inputs: Tensor, *, method: str, settings: Settings, arrays: Arrays
+) -> Tensor:
+    """What the targets of a run are compared with, differentiable in the inputs.
+
+    Parameters
+    ----------
+    network : Module
+    inputs : (B, ...) float64
+    method : str
+        ``affine``: the outputs (B, outputs). ``hidden_unit``: what goes into the activation of each
+        input's unit, (B,). ``class_target``: the probability of each input's class, (B,).
+        ``lstm_gate``: the unit's forget gate at the row, or the largest from that row on, (B,).
+    settings : dict
+        Of the run.
+    arrays : dict
+        The reconstruction, of which ``unit`` or ``label`` say what belongs to each input.
+    """
+    network = copy.deepcopy(network).double().requires_grad_(False)
+    if method == "affine":
+        return network(inputs)
+    index = torch.from_numpy(arrays["label" if method == "class_target" else "unit"])
+    parts = zip(inputs.split(BATCH), index.split(BATCH), strict=True)
+    return torch.cat(
+        [_of_images(network, x, i, method=method, settings=settings) for x, i in parts]
+    )
+
+
+def _of_images(
+    network: nn.Module, x: Tensor, index: Tensor, *, method: str, settings: Settings
+) -> Tensor:
+    if method == "class_target":
+        return network(x).softmax(dim=1).gather(1, index[:, None]).squeeze(1)
+    if method == "lstm_gate":
+        gates = network.forget_logits(x).sigmoid()  # type: ignore[operator]
+        gates = gates.gather(2, index[:, None, None].expand(-1, gates.shape[1], 1)).squeeze(2)
+        row = settings["row"]
+        return gates[:, row] if settings["change"] == "row" else gates[:, row:].amax(dim=1)
+    kept: list[Tensor] = []
+    layer = network.get_submodule(settings["layer"])
+    # A copy, since margin networks rectify in place.
+    handle = layer.register_forward_hook(lambda module, given, out: kept.append(out.clone()))
+    network(x)
+    handle.remove()
+    return kept[0].flatten(1).gather(1, index[:, None]).squeeze(1)
+
+
+def sensitivity(
+    network: nn.Module, inputs: Tensor, *, method: str, settings: Settings, arrays: Arrays
+) -> Tensor:
+    """Derivative of each input's output with respect to that input: (B, ...) of images."""
+    variable = inputs.detach().requires_grad_()
+    value = outputs(network, variable, method=method, settings=settings, arrays=arrays)
+    (gradient,) = torch.autograd.grad(value.sum(), variable)
+    return gradient
+
+
+def score(
+    network: nn.Module, arrays: Arrays, *, method: str, settings: Settings, means: Means
+) -> tuple[Scores, Scores]:
+    """Scores of a run and its headline.
+
+    ``relative_error_max`` is the largest |f(x) − v| / |v| over the targets that are not proved
+    infeasible (of an output that must be at most, or at least, v the part that is too much), and
+    relative to the output at the start where v is 0; ``relative_error_median`` and
+    ``absolute_error_max`` alike. ``reached`` is the share of these targets with a relative error of
+    at most `TOLERANCE`. ``feasible``, ``infeasible`` and ``unknown`` count the method's verdicts,
+    ``contradicted`` those that the outputs contradict: called infeasible, and reached.
+    ``without_target`` counts inputs that were to make an output as large as possible, with
+    ``raised_mean``, how much larger it is than at the start. ``distance_mean`` is of the Euclidean
+    distances from the start, of reached targets; ``outside_max`` is how far a pixel lies outside
+    [0, 1]; ``iterations_mean`` counts steps.
+
+    Parameters
+    ----------
+    network : Module
+    arrays : dict
+        The reconstruction.
+    method, settings
+        Of the run.
+    means : function
+        Takes per-target measures to means with intervals.
+
+    Raises
+    ------
+    Refusal
+        When the arrays do not belong together.
+    """
+    estimate, start = (torch.from_numpy(arrays[key]).double() for key in ("estimate", "start"))
+    wanted = torch.from_numpy(arrays["wanted"])
+    n = len(estimate)
+    keys = ("start", "wanted", "relation", "feasible", "iterations")
+    if estimate.shape != start.shape or any(len(arrays[key]) != n for key in keys):
+        raise Refusal("the estimate, its start and its targets differ in number; run `dvc repro`")
+
+    def of(x: Tensor) -> Tensor:
+        found = outputs(network, x, method=method, settings=settings, arrays=arrays)
+        return found.reshape(n, -1)  # (B, outputs)
+
+    reached_output, at_start = of(estimate), of(start)
+    target = wanted.reshape(n, -1)
+    relation = torch.from_numpy(arrays["relation"])[:, None]
+    excess = reached_output - target
+    excess = torch.where(relation == EQUAL, excess.abs(), excess * -relation)
+    # The relation −1 asks for at most, so that what is above is too much: excess · 1.
+    error = excess.clamp(min=0)
+    scale = torch.where(target != 0, target, at_start).abs()
+    # A start that gives exactly the wanted 0 has no scale: its error counts as it is.
+    relative = error / torch.where(scale > 0, scale, 1)
+    absolute, relative = error.amax(dim=1), relative.amax(dim=1)  # (B,)
+
+    verdict = torch.from_numpy(arrays["feasible"])
+    aimed = target.isfinite().all(dim=1)
+    counted = aimed & (verdict != 0)
+    reached = relative <= TOLERANCE
+    moved = (estimate - start).flatten(1).norm(dim=1)
+    iterations = torch.from_numpy(arrays["iterations"]).double()
+    scores: Scores = {
+        "n": n,
+        "feasible": int((verdict == 1).sum()),
+        "infeasible": int((verdict == 0).sum()),
+        "unknown": int((verdict == -1).sum()),
+        "contradicted": int((aimed & (verdict == 0) & reached).sum()),
+        "iterations_mean": float(iterations.mean()),
+        "without_target": int((~aimed).sum()),
+    }
+    if bool(counted.any()):
+        scores |= {
+            "relative_error_max": float(relative[counted].max()),
+            "relative_error_median": float(relative[counted].quantile(0.5)),
+            "absolute_error_max": float(absolute[counted].max()),
+            **means({"reached": reached[counted].double()}),
+        }
+    if bool((counted & reached).any()):
+        scores |= means({"distance_mean": moved[counted & reached]})
+    if bool((~aimed).any()):
+        scores |= {"raised_mean": float((reached_output - at_start)[~aimed].mean())}
+    if estimate.dim() == 3:
+        scores["outside_max"] = float((estimate - estimate.clamp(0, 1)).abs().max())
+    return scores, {key: scores[key] for key in HEADLINE if key in scores}
+
+
+class Scorer:
+    """Scores of inputs against the outputs that were wanted of them."""
+
+    def __init__(self, ground: Ground, records: Mapping[str, Mapping[str, Any]]) -> None:
+        self.means, self.ground = ground.means, ground
+        self.baselines: Scores = {}
+
+    def __call__(self, run: Run) -> tuple[Scores, Scores]:
+        record = run.record
+        return score(
+            self.ground.network(record["network"]),
+            run.arrays,
+            method=record["method"],
+            settings=record["settings"],
+            means=self.means,
+        )

@@ -1,0 +1,1 @@
+"""Training images from the weights of a classifier."""

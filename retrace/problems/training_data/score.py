@@ -1,0 +1,147 @@
+"""How many training images the candidates of an attack give away."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from retrace.measures import identification, quality
+from retrace.measures.quality import Means
+from retrace.pipeline.command import Refusal
+from retrace.problems import Ground, Run, Scores
+
+RANKS = (50, 100, 150)  # how many candidates, by the attack's own ranking, precision looks at
+
+
+def score_candidates(estimate: Tensor, truth: identification.Truth, *, means: Means) -> Scores:
+    """How many training images the candidates give away, beside how many held-out images.
+
+    ``matched`` counts training images, matched one to one with a candidate, whose normalised
+    cross-correlation (NCC) lies above each of `identification.THRESHOLDS`, mean image subtracted;
+    ``null_matched`` held-out images and the same candidates, of all ``null_n`` of them, matched n
+    at a time (see `identification.null_matching`); ``_raw`` without the mean image's subtraction.
+    ``threshold`` is where at most 1 % of the held-out images are matched; ``identified`` and
+    ``null_identified`` count above it, with a bootstrap interval over training images;
+    ``null_bound`` is what so many held-out images can say of the true share (see
+    `identification.null_bound`), and ``null_duplicates`` how many were taken out, since they nearly
+    equal training images. ``precision_at`` is the share of the first candidates that are above it
+    for some training image, ``distinct_at`` the number of those images; ranks beyond the last
+    candidate are left out. ``median_mse`` and, of 28 x 28 images, ``median_ssim`` are of the
+    identified ones, left out where there is none. ``most_reused`` is the number of training images
+    that one candidate resembles best. Of coloured images also ``colour_error``, the largest,
+    ``colours_recovered``, how many are within 0.02, and ``colour_precision``, the share of the
+    candidates within 0.02 of an image's colour.
+
+    Parameters
+    ----------
+    estimate : (K, rows, columns) or (K, channels, rows, columns)
+        Candidates in [0, 1], best first by the attack's own ranking; K may be 0.
+    truth : Truth
+        n training and m held-out images.
+    means : function
+        Takes per-image measures to means with intervals.
+    """
+    images, n = truth.images, len(truth.images)
+    candidates = estimate.flatten(1)
+    scores: Scores = {
+        "candidates": len(candidates),
+        "null_n": len(truth.held_out),
+        "null_duplicates": truth.null_duplicates,
+        "null_bound": identification.null_bound(len(truth.held_out)),
+    }
+
+    def compared(
+        mean: Tensor | None, suffix: str
+    ) -> tuple[Tensor, identification.Matching, Tensor]:
+        """Count matches; give the correlations, their matching, and the null's values."""
+        similarity = identification.correlations(candidates, images, mean=mean)
+        matching = identification.match(similarity)
+        null_values = identification.null_matching(candidates, truth, mean=mean).values
+        bars = [float(threshold) for threshold in identification.THRESHOLDS]
+        for key, values in (("matched", matching.values), ("null_matched", null_values)):
+            counts = identification.counts_above(values, bars)
+            scores[f"{key}{suffix}"] = dict(zip(identification.THRESHOLDS, counts, strict=True))
+        return similarity, matching, null_values
+
+    compared(None, "_raw")
+    similarity, matching, null_values = compared(truth.mean, "")
+    threshold = identification.null_threshold(null_values)
+    found = matching.values > threshold
+    share = means({"identified": found.double()})
+    scores |= {
+        "threshold": threshold,
+        "identified": int(found.sum()),
+        "identified_low": n * share["identified_low"],
+        "identified_high": n * share["identified_high"],
+        "null_identified": int((null_values > threshold).sum()),
+        "precision_at": {},
+        "distinct_at": {},
+        "most_reused": identification.most_reused(similarity),
+    }
+    for rank in RANKS:
+        if rank <= len(candidates):
+            precision, distinct = identification.first_candidates(
+                similarity, first=rank, threshold=threshold
+            )
+            scores["precision_at"][str(rank)] = precision
+            scores["distinct_at"][str(rank)] = distinct
+    if bool(found.any()):
+        # Colours in one row: an MSE needs no more.
+        shape = tuple(estimate.shape[1:]) if estimate.dim() == 3 else (1, images.shape[1])
+        nearest = candidates[matching.candidates[found]].unflatten(1, shape)
+        originals = images[found].unflatten(1, shape)
+        scores["median_mse"] = float(quality.mse(nearest, originals).quantile(0.5))
+        if shape == (28, 28):
+            scores["median_ssim"] = float(quality.ssim(nearest, originals).quantile(0.5))
+    if truth.coloured:
+        distances = identification.colour_distances(estimate, images)
+        errors = identification.colour_errors(distances)
+        scores["colour_error"] = float(errors.max())
+        recovered = errors <= identification.COLOUR_TOLERANCE
+        scores["colours_recovered"] = int(recovered.sum())
+        if len(distances):
+            true = distances.amin(dim=1) <= identification.COLOUR_TOLERANCE
+            scores["colour_precision"] = float(true.double().mean())
+    return scores
+
+
+class Scorer:
+    """Counts of identified images, beside those of held-out images."""
+
+    def __init__(self, ground: Ground, records: Mapping[str, Mapping[str, Any]]) -> None:
+        self.means, self.ground = ground.means, ground
+        self.baselines: Scores = {}
+        self.known: tuple[str, identification.Truth, float] | None = None
+
+    def truth_of(self, network: str) -> tuple[identification.Truth, float]:
+        """Training and held-out images of a network, and the seconds that it was trained for. Of
+        one network at a time: the held-out images are many."""
+        if self.known is None or self.known[0] != network:
+            record = self.ground.load(network)[1]
+            where = f"networks.{network}.training"
+            truth = identification.truth_of(
+                self.ground.split("train"), record["training"], where=where
+            )
+            self.known = network, truth, record["seconds"]
+        return self.known[1:]
+
+    def __call__(self, run: Run) -> tuple[Scores, Scores]:
+        truth, seconds = self.truth_of(run.record["network"])
+        estimate = torch.from_numpy(run.arrays["estimate"])
+        if math.prod(estimate.shape[1:]) != truth.images.shape[1]:
+            raise Refusal(
+                f"{run.name}: the estimate has images of shape {tuple(estimate.shape[1:])}; "
+                f"{truth.images.shape[1]} values are expected"
+            )
+        if not bool(torch.isfinite(estimate).all()):
+            raise Refusal(f"{run.name}: the estimate is not finite")
+        scores = score_candidates(estimate, truth, means=self.means)
+        headline = {key: scores[key] for key in ("identified", "null_identified", "threshold")}
+        headline |= {f"{key}_99": scores[key]["0.99"] for key in ("matched", "null_matched")}
+        if "100" in scores["precision_at"]:
+            headline["precision_100"] = scores["precision_at"]["100"]
+        key = "colours_recovered" if truth.coloured else "null_n"
+        headline[key] = scores[key]
+        return {"n": len(truth.images), "training_seconds": seconds, **scores}, headline

@@ -1,0 +1,301 @@
+"""What a page shows, as data, and the state of a pipeline that it is drawn from."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from markupsafe import Markup
+from numpy.typing import NDArray
+
+from retrace.measures.quality import bootstrap
+from retrace.pipeline.artifacts import metrics_path, read_arrays, read_json, reconstruction_path
+from retrace.pipeline.command import Refusal
+
+Better = Literal["lower", "higher", ""]
+Scores = dict[str, Any]
+Arrays = dict[str, NDArray[Any]]
+# Answers that look at no image, or at nothing but public ones: grey in every table.
+TRIVIAL = ("fill", "public_images", "encoder")
+# The middle of each case lies at this quantile of the error that the rule names.
+CASES = {"good": 0.05, "median": 0.5, "worst": 1.0}
+EACH = 3  # images of a case
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A value of a table: its text, its place in an order, the interval, and what was there before
+    in a comparison."""
+
+    text: str = ""
+    value: float | None = None
+    interval: str = ""
+    before: "Cell | None" = None
+    change: str = ""  # "", "same", "changed", "better" or "worse"
+    amount: str = ""
+
+
+@dataclass(frozen=True)
+class Column:
+    label: str
+    better: Better = ""
+    hint: str = ""
+
+
+@dataclass(frozen=True)
+class Row:
+    label: str
+    cells: Sequence[Cell]
+    trivial: bool = False
+    only: str = ""  # in a comparison, the one state that has it
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of named cells; the best of a column is marked where one direction is better.
+
+    Raises
+    ------
+    ValueError
+        When two columns have one name: a comparison could not tell them apart.
+    """
+
+    title: str
+    columns: Sequence[Column]
+    rows: Sequence[Row]
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        labels = [column.label for column in self.columns]
+        if len(set(labels)) < len(labels):
+            raise ValueError(f"{self.title}: columns of the same name: {labels}")
+
+    def best(self, position: int) -> float | None:
+        """The best value of a column, or None where no direction is better or all are alike."""
+        better = self.columns[position].better
+        values = [row.cells[position].value for row in self.rows]
+        known = [value for value in values if value is not None]
+        if not better or len(set(known)) < 2:
+            return None
+        return min(known) if better == "lower" else max(known)
+
+
+@dataclass(frozen=True)
+class Strip:
+    """A row of images as one PNG, and beside it their errors."""
+
+    label: str
+    picture: str
+    alt: str
+    error: str = ""
+    note: str = ""
+    first: bool = True  # whether it is shown before someone asks for all methods
+    given: bool = False  # the truth and what was observed, which no filter hides
+    before: "Strip | None" = None  # in a comparison, where it differs
+
+
+@dataclass(frozen=True)
+class Case:
+    name: str
+    note: str
+    strips: list[Strip]
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Strips by group (a mask, a precision, a run) and case."""
+
+    title: str
+    rule: str
+    groups: Mapping[str, Sequence[Case]]
+    group_label: str
+    first: str = ""
+    error_label: str = "error"
+
+
+@dataclass(frozen=True)
+class Chart:
+    title: str
+    svg: Markup
+    alt: str
+    caption: str = ""
+    before: Markup | None = None  # in a comparison, where it differs
+    wide: bool = False
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Images in columns with captions, a strip a line: along iterations, or unit by task."""
+
+    title: str
+    captions: Sequence[str]
+    strips: Sequence[Strip]
+    caption: str = ""
+    open: bool = True  # whether it is shown before someone asks for it
+
+
+Block = Table | Gallery | Chart | Steps
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The problem on the first screen: a card with pictures, and a line of the table."""
+
+    headline: str
+    meaning: str
+    pictures: Sequence[Strip]
+    method: str
+    result: Cell
+    measure: str
+    better: Better
+    baseline: str
+    runs: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Section:
+    problem: str
+    title: str
+    lead: str
+    summary: Summary | None
+    blocks: Sequence[Block]
+
+
+@dataclass
+class State:
+    """Parameters and files of a pipeline; paths are relative to the working folder.
+
+    Attributes
+    ----------
+    runs : dict
+        ``problem``, ``method``, ``network`` and ``settings`` by name.
+    networks : dict
+        ``architecture``, ``arguments`` and ``training`` by name.
+    scoring : dict
+        ``resamples`` and ``seed`` of the bootstrap.
+    dataset : str
+    forgiving : bool
+        Whether a missing file leaves a note in `missing`; otherwise it is refused.
+    chosen : dict
+        Which images a gallery shows, once chosen: a second state shows the same.
+    """
+
+    runs: Mapping[str, Mapping[str, Any]]
+    networks: Mapping[str, Mapping[str, Any]]
+    scoring: Mapping[str, Any]
+    dataset: str
+    forgiving: bool = False
+    chosen: dict[str, dict[str, list[int]]] = field(default_factory=dict)
+    missing: list[str] = field(default_factory=list)
+
+    def scores(self, problem: str) -> dict[str, Scores]:
+        """Metrics of all runs of a problem, by name."""
+        found = {}
+        for name, entry in self.runs.items():
+            if entry["problem"] == problem:
+                try:
+                    found[name] = read_json(metrics_path(name))
+                except Refusal as refusal:
+                    self.lacks(refusal)
+        return found
+
+    def arrays(self, name: str, *only: str) -> Arrays | None:
+        """Arrays of a run's reconstruction, or None where it is missing and that is forgiven."""
+        try:
+            return read_arrays(reconstruction_path(name), only=only)
+        except Refusal as refusal:
+            self.lacks(refusal)
+            return None
+
+    def seconds(self, path: Path) -> float | None:
+        """Seconds that a stage's own file names, or None where it is missing and that is
+        forgiven."""
+        try:
+            return float(read_json(path)["seconds"])
+        except Refusal as refusal:
+            self.lacks(refusal)
+            return None
+
+    def lacks(self, refusal: Refusal) -> None:
+        """Note what cannot be shown, or refuse."""
+        if not self.forgiving:
+            raise refusal
+        text = str(refusal).split(";")[0]
+        if text not in self.missing:
+            self.missing.append(text)
+
+    def choose(
+        self, key: str, errors: NDArray[Any], *, among: NDArray[Any] | None = None
+    ) -> dict[str, list[int]]:
+        """Positions of the images of each case, by the quantiles of `CASES` of their errors (n,),
+        all of them or those at some positions; as before, where this was asked before."""
+        known = self.chosen.get(key)
+        if known is None or any(i >= len(errors) for index in known.values() for i in index):
+            places = np.arange(len(errors)) if among is None else among
+            found = cases_of(errors[places])
+            self.chosen[key] = {c: [int(places[i]) for i in index] for c, index in found.items()}
+        return self.chosen[key]
+
+    def interval(self, values: NDArray[Any]) -> tuple[float, float]:
+        """95 % bootstrap interval of the mean of (n,) values."""
+        low, high = bootstrap(
+            np.asarray(values, np.float64),
+            resamples=self.scoring["resamples"],
+            seed=self.scoring["seed"],
+        )
+        return float(low), float(high)
+
+
+def cases_of(errors: NDArray[Any]) -> dict[str, list[int]]:
+    """Positions of `EACH` images around every quantile of `CASES` of their errors (n,).
+
+    Ranks are as near to the quantile as fits into the list; of equal errors the first image comes
+    first. With few images cases may share some.
+    """
+    order = np.argsort(errors, kind="stable")
+    n, each = len(order), min(EACH, len(order))
+    found = {}
+    for name, quantile in CASES.items():
+        middle = round(quantile * (n - 1))
+        first = min(max(middle - each // 2, 0), n - each)
+        found[name] = [int(i) for i in order[first : first + each]]
+    return found
+
+
+def short(name: str, problem: str) -> str:
+    return name.removeprefix(f"{problem}-")
+
+
+def number(
+    value: float | None, form: str, low: float | None = None, high: float | None = None
+) -> Cell:
+    """A cell with a number and, where it is known, its interval; empty without a number."""
+    if value is None:
+        return Cell()
+    interval = "" if low is None or high is None else f"{low:{form}} – {high:{form}}"
+    return Cell(f"{value:{form}}", float(value), interval)
+
+
+def score(scores: Mapping[str, Any], key: str, form: str) -> Cell:
+    """A cell for a score, with the interval that the metrics file has beside it."""
+    return number(scores.get(key), form, scores.get(f"{key}_low"), scores.get(f"{key}_high"))
+
+
+def words(*texts: str) -> list[Cell]:
+    return [Cell(text) for text in texts]
+
+
+def best_of(runs: Mapping[str, Scores], values: Mapping[str, float], *, better: Better) -> str:
+    """The run with the best value, a trivial one only where there is no other."""
+    sign = 1 if better == "lower" else -1
+    return min(values, key=lambda name: (trivial(runs[name]), sign * values[name]))
+
+
+def trivial(scores: Mapping[str, Any]) -> bool:
+    return scores["method"] in TRIVIAL
+
+
+def total_seconds(runs: Iterable[Scores]) -> float:
+    return float(sum(scores["seconds"] for scores in runs))

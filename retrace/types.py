@@ -1,0 +1,26 @@
+"""Types that networks, methods and the pipeline share."""
+
+from collections.abc import Callable
+from typing import Annotated, Literal
+
+from pydantic import Field
+from torch import Tensor
+
+SIDE = 28  # pixels: every image is SIDE x SIDE
+
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+
+Precision = Literal["float32", "mixed"]
+"""What products of float32 matrices may be rounded to: see `retrace.pipeline.device`."""
+
+Callback = Callable[[int, Tensor, Tensor], None]
+"""What a method calls after each step, with the step from 0 on, the loss of each image (B,) and
+the present estimate (B, 28, 28)."""
+
+
+class BadInput(ValueError):
+    """What a network or a method cannot work with; the text begins with the argument's name."""
+
+
+def ignore(step: int, loss: Tensor, estimate: Tensor) -> None:
+    """The callback of whoever does not want to watch."""

@@ -1,0 +1,484 @@
+"""Sweeps: the trials that they stand for, what they make once, and what is refused."""
+
+import copy
+import csv
+import re
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, TINY, write_params
+
+from retrace.checks import check_sweeps
+from retrace.commands import sweep
+from retrace.commands.jobs import Job, work
+from retrace.commands.trials import Range, sweep_of
+from retrace.execution import engine
+from retrace.pipeline.artifacts import read_json, write_arrays, write_json
+from retrace.pipeline.command import Refusal
+from retrace.pipeline.params import Params, load
+from retrace.problems import score
+
+KNOWN = "runs.imputation-known.settings"
+FIGURE = {"metric": "mse", "x": f"{KNOWN}.steps", "lines": f"{KNOWN}.start"}
+ABLATE: dict[str, Any] = {
+    "runs": ["imputation-known"],
+    "search": "grid",
+    "vary": [{f"{KNOWN}.steps": [2, 4], f"{KNOWN}.start": ["mean", "noise"]}],
+    "figure": FIGURE,
+}
+NETWORK = "networks.margin.training"
+TRAIN: dict[str, Any] = {
+    "runs": ["training_data-sparse_span"],
+    "search": "grid",
+    "vary": [{f"{NETWORK}.per_class": [2, 4, 5000], f"{NETWORK}.seed": [0, 1]}],
+    "figure": {"metric": "identified_share"},
+}
+
+
+def with_sweep(**changes: Any) -> Params:
+    content = copy.deepcopy(TINY) | {"sweeps": {"small": {**ABLATE, **changes}}}
+    return Params.model_validate(content)
+
+
+def values_of(params: Params) -> list[tuple[Any, ...]]:
+    return [tuple(trial.values.values()) for trial in sweep_of(params, "small").trials]
+
+
+def test_a_grid_is_every_combination_and_none_twice() -> None:
+    assert values_of(with_sweep()) == [(2, "mean"), (2, "noise"), (4, "mean"), (4, "noise")]
+    spaces = [ABLATE["vary"][0], {f"{KNOWN}.steps": [4, 8], f"{KNOWN}.start": ["noise"]}]
+    assert values_of(with_sweep(vary=spaces))[4:] == [(8, "noise")]
+    # What a space does not name is as in params.yaml.
+    assert values_of(with_sweep(vary=[*spaces, {f"{KNOWN}.steps": [9]}]))[-1] == (9, "noise")
+
+
+def test_a_trial_is_whole_but_small() -> None:
+    params = sweep_of(with_sweep(fixed={"masks.images": 3}), "small").trials[0].params
+    assert set(params.runs) == {"imputation-known"}
+    assert set(params.networks) == {"ffnn", "gaussian", "classifier"}
+    assert params.masks.images == 3 and not params.sweeps
+    assert params.runs["imputation-known"].settings["steps"] == 2
+    assert TINY["runs"]["imputation-known"]["settings"]["steps"] == 5  # not changed in place
+
+
+def test_ranges_end_where_they_say() -> None:
+    rates = Range(low=0.001, high=10.0, scale="log", points=5)
+    assert [rates.at(i / 4) for i in range(5)] == pytest.approx([0.001, 0.01, 0.1, 1.0, 10.0])
+    whole = Range(low=1, high=100, scale="linear")
+    assert [whole.at(x) for x in (0, 0.5, 1)] == [1, 50, 100]
+    assert all(isinstance(whole.at(x), int) for x in (0.0, 0.3))
+    space = {f"{KNOWN}.learning_rate": rates.model_dump(), f"{KNOWN}.start": ["mean"]}
+    found = values_of(with_sweep(vary=[space], figure={"metric": "mse"}))
+    assert [value for value, _ in found] == pytest.approx([0.001, 0.01, 0.1, 1.0, 10.0])
+
+
+def test_random_trials_are_within_their_ranges_and_more_leave_the_first_ones() -> None:
+    space = {
+        f"{KNOWN}.learning_rate": {"low": 0.001, "high": 1.0, "scale": "log"},
+        f"{KNOWN}.steps": {"low": 1, "high": 8, "scale": "linear"},
+        f"{KNOWN}.start": ["mean", "noise"],
+    }
+    settings = {"search": "random", "vary": [space], "figure": {"metric": "mse"}}
+    few = values_of(with_sweep(**settings, trials=10, seed=1))
+    more = values_of(with_sweep(**settings, trials=300, seed=1))
+    assert more[:10] == few != values_of(with_sweep(**settings, trials=10, seed=2))
+    rates = np.array([rate for rate, _, _ in more])
+    assert 0.001 <= rates.min() < 0.002 and 0.5 < rates.max() <= 1.0
+    assert np.median(np.log10(rates)) == pytest.approx(-1.5, abs=0.25)
+    assert {steps for _, steps, _ in more} == set(range(1, 9))
+    assert {start for _, _, start in more} == {"mean", "noise"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"vary": [{f"{KNOWN}.stepz": [1]}]}, r"vary\.0\.runs\..*\.stepz: unknown key"),
+        ({"vary": [{"nothing": [1]}]}, r"vary\.0\.nothing: unknown key"),
+        ({"vary": [{f"{KNOWN}.steps": []}]}, r"steps = \[\]: a list of at least one value"),
+        ({"vary": [{f"{KNOWN}.steps": 5}]}, r"steps = 5: a list of at least one value"),
+        (
+            {"vary": [{f"{KNOWN}.steps": {"low": 1, "high": 3, "scale": "cubic"}}]},
+            r"steps\.scale = 'cubic': input should be 'linear' or 'log'",
+        ),
+        ({"vary": []}, "at least 1 item"),
+        ({"vary": [{}]}, "at least 1 item"),
+        ({"vary": [{f"{KNOWN}.steps": [0]}]}, r"trial 0: runs\..*steps = 0: .*greater than"),
+        ({"vary": [{f"{KNOWN}.start": ["grey"]}]}, r"trial 0: runs\..*start = 'grey'"),
+        ({"vary": [{"masks.images": [0]}]}, r"masks\.images = 0: .*greater than"),
+        ({"vary": [{"data.name": ["mnist"]}]}, "changes seed and validation only"),
+        ({"vary": [{"networks.linear.training.points": [3]}]}, "changes nothing that the runs"),
+        ({"fixed": {f"{KNOWN}.steps": 3}}, "is in vary too"),
+        ({"fixed": {"scoring.riddle": 3}}, r"fixed\.scoring\.riddle: unknown key"),
+        ({"runs": ["imputation-none"]}, "'imputation-none' is unknown; allowed are auto"),
+        ({"runs": []}, "at least 1 item"),
+        ({"search": "clever"}, "'grid' or 'random'"),
+        ({"search": "random"}, r"trials = None: a number is expected"),
+        ({"trials": 3}, r"trials = 3: a number is expected where search is random"),
+        ({"figure": {"metric": "mse", "x": "masks.seed"}}, r"figure\.x = 'masks\.seed': allowed"),
+        ({"figure": {"x": f"{KNOWN}.steps"}}, r"figure\.metric: this key is missing"),
+        ({"pruning": True}, r"small\.pruning: unknown key"),
+        (
+            {"vary": [{f"{KNOWN}.steps": {"low": 3, "high": 3, "scale": "log"}}]},
+            "low must lie below high",
+        ),
+        (
+            {"vary": [{f"{KNOWN}.steps": {"low": 1, "high": 3, "scale": "linear"}}]},
+            "a grid needs points",
+        ),
+        (
+            {
+                "vary": [
+                    {f"{KNOWN}.seed": {"low": 0, "high": 9, "scale": "linear", "points": 10**5}}
+                ]
+            },
+            "at most 10000",
+        ),
+    ],
+)
+def test_what_is_wrong_is_refused_before_anything_runs(changes: dict[str, Any], line: str) -> None:
+    settings = dict(changes)
+    if "vary" in changes:
+        settings.setdefault("figure", {"metric": "mse"})
+    with pytest.raises(Refusal, match=line) as refusal:
+        check_sweeps(with_sweep(**settings))
+    assert str(refusal.value).startswith("params.yaml: sweeps.small")
+    assert "\n" not in str(refusal.value)
+
+
+def test_the_sweeps_of_params_yaml_are_whole() -> None:
+    params = load(ROOT / "params.yaml")
+    check_sweeps(params)
+    counts = {name: len(sweep_of(params, name).trials) for name in params.sweeps}
+    assert counts["kkt_search"] == 100
+    assert counts["reconstructability_small"] <= 20
+    with pytest.raises(Refusal, match=r"sweeps\.none: unknown; allowed are reconstructability"):
+        sweep_of(params, "none")
+
+
+class Here:
+    """An engine that works in this process, and counts the folders that it was asked for."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.made: Counter[str] = Counter()
+        self.stop_after: int | None = None
+        monkeypatch.setattr(engine, "run", self.run)
+
+    def run(
+        self, function: Callable[[Job], str | None], jobs: Sequence[Job]
+    ) -> Iterator[tuple[int, str | None]]:
+        for i in reversed(range(len(jobs))):  # as workers do, in any order
+            kind = Path(jobs[i].folder).parent.name
+            if self.stop_after is not None and self.made["trials"] == self.stop_after:
+                raise KeyboardInterrupt
+            self.made[kind] += 1
+            yield i, function(jobs[i])
+
+
+@pytest.fixture
+def workspace(
+    digit_splits: dict[str, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Path:
+    """Splits and code, and no network yet."""
+    monkeypatch.chdir(tmp_path)
+    # What a trial sets in its worker's environment is taken back here.
+    monkeypatch.setenv("RETRACE_ENGINE", "local")
+    monkeypatch.setenv("RETRACE_WORKERS", "1")
+    Path("stages").symlink_to(ROOT / "stages")
+    shutil.copyfile(ROOT / "dvc.yaml", "dvc.yaml")
+    for part, arrays in digit_splits.items():
+        write_arrays(Path(f"data/{part}.npz"), {**arrays, "dataset": np.array("digits")})
+    sums = {"train": "1", "test": "2"}
+    description = {"name": "digits", "sha256": sums, "sizes": {"train": 1}, "source": {}}
+    write_json(Path("data/dataset.json"), description)
+    monkeypatch.setattr(sweep, "publish", lambda *args, **more: None)
+    return tmp_path
+
+
+def table(name: str) -> list[dict[str, str]]:
+    with Path(f"metrics/sweeps/{name}.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def same(rows: list[dict[str, str]]) -> list[dict[str, str]]:
+    return [{k: v for k, v in row.items() if not k.endswith("seconds")} for row in rows]
+
+
+def test_trials_are_made_once_share_networks_and_go_on_after_an_interrupt(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_params(workspace, {**TINY, "sweeps": {"small": ABLATE}})
+    here = Here(monkeypatch)
+    here.stop_after = 2
+    with pytest.raises(KeyboardInterrupt):
+        sweep.main("small")
+    assert here.made == {"networks": 3, "grounds": 1, "trials": 2}
+    assert not Path("metrics/sweeps/small.csv").exists()
+    here.stop_after = None
+    sweep.main("small")
+    assert here.made == {"networks": 3, "grounds": 1, "trials": 4}
+    rows = table("small")
+    assert [row[f"{KNOWN}.start"] for row in rows] == ["mean", "noise", "mean", "noise"]
+    assert len({row["trial"] for row in rows}) == 4 and not any(row["refused"] for row in rows)
+    assert Path("metrics/sweeps/small.png").read_bytes().startswith(b"\x89PNG")
+    first = Path("metrics/sweeps/small.csv").read_bytes()
+    sweep.main("small")
+    assert here.made["trials"] == 4
+    assert Path("metrics/sweeps/small.csv").read_bytes() == first
+    # One more value: only what is new is made. The interrupted trials gave what whole ones give.
+    more = copy.deepcopy(ABLATE)
+    more["vary"][0][f"{KNOWN}.steps"] = [2, 4, 5]
+    write_params(workspace, {**TINY, "sweeps": {"small": more}})
+    sweep.main("small")
+    assert here.made == {"networks": 3, "grounds": 1, "trials": 6}
+    assert table("small")[:4] == rows
+    shutil.rmtree("data/sweeps")
+    sweep.main("small")
+    assert same(table("small"))[:4] == same(rows)
+    assert not list(Path("data").rglob("*.part")) and not Path("data/observed").exists()
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_the_links_of_a_trial_hold_after_a_move(
+    elsewhere: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("RETRACE_ENGINE", "RETRACE_WORKERS"):  # what `work` sets is taken back
+        monkeypatch.setenv(name, "")
+    repository = tmp_path / "before"
+    (repository / "data").mkdir(parents=True)
+    (repository / "data/test.npz").write_text("arrays")
+    if elsewhere:  # on another disk, which does not move
+        (tmp_path / "other" / "disk").mkdir(parents=True)
+        (repository / "data/sweeps").symlink_to(tmp_path / "other" / "disk")
+    links = {"data/test.npz": str(repository / "data/test.npz")}
+    work(Job(str(repository / "data/sweeps/trials/one"), {}, links, []))
+    if not elsewhere:
+        repository = repository.rename(tmp_path / "after")
+    assert (repository / "data/sweeps/trials/one/data/test.npz").read_text() == "arrays"
+
+
+def test_a_trial_scores_as_the_stages_do(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The metrics file of a trial with params.yaml's own values is the pipeline's."""
+    from retrace.data import masks
+    from retrace.problems import baselines
+    from stages import reconstruct, train
+
+    unchanged = {**ABLATE, "vary": [{f"{KNOWN}.steps": [5]}], "figure": {"metric": "mse"}}
+    write_params(workspace, {**TINY, "sweeps": {"small": unchanged}})
+    Here(monkeypatch)
+    sweep.main("small")
+    (row,) = table("small")
+    found = read_json(Path(f"data/sweeps/trials/{row['trial']}/metrics/imputation-known.json"))
+    for network in ("gaussian", "classifier", "ffnn"):
+        train.main(network)
+    masks.main()
+    baselines.main()
+    reconstruct.main("imputation-known")
+    score.main("imputation-known")
+    expected = read_json(Path("metrics/imputation-known.json"))
+    assert found.pop("seconds") != expected.pop("seconds")
+    assert found == expected
+    assert float(row["mse"]) == pytest.approx(
+        np.mean([mask["mse"] for mask in expected["masks"].values()]), rel=1e-5
+    )
+
+
+def test_a_refused_trial_is_a_row_and_the_others_go_on(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There are no 5,000 digits of each class to train on."""
+    write_params(workspace, {**TINY, "sweeps": {"small": TRAIN}})
+    here = Here(monkeypatch)
+    sweep.main("small")
+    assert here.made == {"networks": 6, "grounds": 1, "trials": 4}
+    rows = table("small")
+    assert [bool(row["refused"]) for row in rows] == [False] * 4 + [True] * 2
+    assert re.search("per_class", rows[4]["refused"]) and rows[4]["identified"] == ""
+    assert [row["n"] for row in rows[:4]] == ["4", "4", "8", "8"]
+    share = float(rows[0]["identified"]) / float(rows[0]["n"])
+    assert float(rows[0]["identified_share"]) == pytest.approx(share)
+    sweep.main("small")
+    assert here.made["trials"] == 4
+
+
+def test_networks_of_the_pipeline_are_used_while_dvc_lock_says_that_they_fit(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import hashlib
+
+    import yaml
+
+    from stages import train
+
+    content = {**TINY, "sweeps": {"small": ABLATE}}
+    write_params(workspace, content)
+    for network in ("gaussian", "classifier", "ffnn"):
+        train.main(network)
+
+    def lock(device: str = "cpu", **changed: str) -> None:
+        def entry(path: str) -> dict[str, str]:
+            md5 = hashlib.md5(Path(path).read_bytes(), usedforsecurity=False).hexdigest()
+            return {"path": path, "md5": changed.get(path, md5)}
+
+        stages = {
+            f"train@{name}": {
+                "params": {
+                    "params.yaml": {f"networks.{name}": TINY["networks"][name], "device": device}
+                },
+                "deps": [entry("data/train.npz"), entry("stages/train.py")],
+                "outs": [entry(f"models/{name}.safetensors"), entry(f"models/{name}.json")],
+            }
+            for name in ("gaussian", "classifier", "ffnn")
+        }
+        Path("dvc.lock").write_text(yaml.safe_dump({"stages": stages}))
+
+    lock()
+    here = Here(monkeypatch)
+    sweep.main("small")
+    assert here.made == {"grounds": 1, "trials": 4}
+    rows = table("small")
+    # Of other data: all are trained anew, and the trials give what they gave.
+    lock(**{"data/train.npz": "0"})
+    shutil.rmtree("data/sweeps")
+    sweep.main("small")
+    assert here.made == {"networks": 3, "grounds": 2, "trials": 8}
+    assert same(table("small")) == same(rows)
+    # Nor are those of another device taken.
+    lock(device="auto")
+    plan = sweep.Plan(load())
+    folder = plan.add(sweep_of(load(), "small").trials[0])
+    assert len(plan.stages[1]) == 3
+    write_params(workspace, {**content, "device": "auto"})
+    plan = sweep.Plan(load())
+    assert plan.add(sweep_of(load(), "small").trials[0]) != folder
+    assert not plan.stages[1]
+    write_params(workspace, content)
+    # A trial that changes the network itself does not take the pipeline's.
+    lock()
+    path = "networks.ffnn.training.seed"
+    varied = {**ABLATE, "vary": [{path: [0, 1]}], "figure": {"metric": "mse", "x": path}}
+    write_params(workspace, {**TINY, "sweeps": {"small": varied}})
+    sweep.main("small")
+    assert here.made == {"networks": 4, "grounds": 2, "trials": 10}
+
+
+def test_two_sweeps_at_once_and_missing_data_are_one_line(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from filelock import FileLock
+
+    write_params(workspace, {**TINY, "sweeps": {"small": ABLATE}})
+    sweep.FOLDER.mkdir(parents=True)
+    with (
+        FileLock(sweep.FOLDER / "lock"),
+        pytest.raises(Refusal, match="another sweep is running here"),
+    ):
+        sweep.main("small")
+    Path("data/train.npz").unlink()
+    with pytest.raises(Refusal, match=r"data/train.npz is missing"):
+        sweep.main("small")
+
+
+def test_a_changed_split_is_made_for_the_trial(
+    workspace: Path, images: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from retrace.data.download import DIGITS, digits
+
+    write_arrays(Path("data/raw") / DIGITS, digits())
+    varied = {
+        **TRAIN,
+        "vary": [{"data.seed": [0, 1], f"{NETWORK}.per_class": [2]}],
+    }
+    write_params(workspace, {**TINY, "sweeps": {"small": varied}})
+    here = Here(monkeypatch)
+    sweep.main("small")
+    assert here.made == {"data": 1, "networks": 2, "grounds": 2, "trials": 2}
+    (split,) = Path("data/sweeps/data").iterdir()
+    with np.load(split / "data/train.npz") as other, np.load("data/train.npz") as own:
+        assert other["images"].shape == own["images"].shape
+        assert not np.array_equal(other["images"], own["images"])
+
+
+@pytest.mark.filterwarnings("ignore")  # MLflow's own
+def test_a_sweep_is_one_run_with_a_child_for_each_trial_and_published_once(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    from retrace.tracking import runs as track
+
+    monkeypatch.setattr(track, "SERVER", f"sqlite:///{workspace}/mlflow.db")
+    file = workspace / "small.csv"
+    file.write_text("trial\n")
+    trials = [
+        {
+            "trial": name,
+            "values": {"a.b": i},
+            "metrics": {"mse": i / 2},
+            "started": 1000.0 + i,
+            "seconds": 2.0,
+            "refused": refused,
+        }
+        for i, (name, refused) in enumerate([("one", None), ("two", None), ("three", "no")])
+    ]
+    from mlflow import MlflowClient  # not before track, which sets what it reads when imported
+
+    client = MlflowClient(f"sqlite:///{workspace}/mlflow.db")
+
+    def runs() -> list[Any]:
+        found = client.get_experiment_by_name("sweeps")
+        return list(client.search_runs([found.experiment_id])) if found else []
+
+    log, calls = track.log, []
+
+    def cut_off(*args: Any, **more: Any) -> None:
+        calls.append(args)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        log(*args, **more)
+
+    monkeypatch.setattr(track, "log", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        track.publish_sweep("small", trials, files=[file])
+    monkeypatch.setattr(track, "log", log)
+    for _ in range(2):
+        track.publish_sweep("small", trials, files=[file])
+        found = {run.info.run_name: run for run in runs()}
+        assert set(found) == {"small", "one", "two", "three"} and len(runs()) == 4
+    parent = found["small"]
+    assert parent.info.status == "FINISHED" and parent.data.params == {"trials": "3"}
+    children = [run for name, run in found.items() if name != "small"]
+    assert {run.data.tags["mlflow.parentRunId"] for run in children} == {parent.info.run_id}
+    assert found["two"].data.params == {"a.b": "1"} and found["two"].data.metrics == {"mse": 0.5}
+    assert found["two"].info.status == "FINISHED" and found["three"].info.status == "FAILED"
+    assert [f.path for f in client.list_artifacts(parent.info.run_id)] == ["small.csv"]
+    track.publish_sweep("small", trials[:2], files=[file])  # another sweep, other children
+    assert len(runs()) == 7
+    assert parent.data.tags["sweep"] == "small"
+
+
+def test_a_figure_shows_every_value_and_refuses_a_metric_that_no_trial_has(tmp_path: Path) -> None:
+    from retrace.commands.trials import Figure
+
+    rows: list[sweep.Row] = [
+        {"a.width": width, "a.kind": kind, "mse": (i + 1) ** 3}
+        for i, (width, kind) in enumerate([(1, "x"), (100, "x"), (100, "y"), (10, "y")])
+    ]
+    rows.append({"a.width": 5, "a.kind": "y", "refused": "too small"})
+    keys, file = ["a.width", "a.kind"], tmp_path / "figure.png"
+    for figure in (
+        Figure(metric="mse"),
+        Figure(metric="mse", x="a.width", lines="a.kind"),
+        Figure(metric="mse", x="a.kind", columns="a.width"),
+    ):
+        sweep.draw(file, rows, keys, figure, title="small")
+        assert file.read_bytes().startswith(b"\x89PNG")
+        file.unlink()
+    with pytest.raises(Refusal, match="no trial has the metric 'psnr'"):
+        sweep.draw(file, rows, keys, Figure(metric="psnr"), title="small")
+    assert not file.exists()

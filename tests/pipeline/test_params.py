@@ -1,0 +1,343 @@
+"""params.yaml: what is accepted, and the one line for what is not."""
+
+import copy
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dvc.utils.serialize import YAMLError, dumps_yaml, load_yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from retrace.checks import check_all
+from retrace.commands.demo import merged
+from retrace.commands.jobs import Job, work
+from retrace.pipeline.command import Refusal
+from retrace.pipeline.params import load, read_yaml
+
+ROOT = Path(__file__).parents[2]
+PARAMS = read_yaml(ROOT / "params.yaml")
+
+
+def changed(path: str, value: Any) -> Any:
+    """params.yaml with one key set; the value `...` deletes it."""
+    params = copy.deepcopy(PARAMS)
+    *parents, last = path.split("/")
+    section = params
+    for key in parents:
+        section = section[key]
+    if value is ...:
+        del section[last]
+    else:
+        section[last] = value
+    return params
+
+
+def check(params: dict[str, Any], folder: Path) -> None:
+    file = folder / "params.yaml"
+    file.write_text(dumps_yaml(params), encoding="utf-8")
+    check_all(load(file))
+
+
+def test_what_is_committed_is_valid_and_so_is_the_demo(tmp_path: Path) -> None:
+    check(PARAMS, tmp_path)
+    check(merged(PARAMS, read_yaml(ROOT / "demo.yaml")), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("data/nmae", "mnist", "data.nmae: unknown key"),
+        ("data/name", "cifar", "data.name = 'cifar': input should be 'mnist', 'fashion-mnist'"),
+        ("data/name", ..., "data.name: this key is missing"),
+        ("data/validation", 1.5, "data.validation = 1.5: input should be less than 1"),
+        ("data/seed", "0", "data.seed = '0': input should be a valid integer"),
+        (
+            "masks/patterns/band",
+            {"kind": "rectangle", "rows": [10, 28], "columns": [0, 27]},
+            "masks.patterns.band.rows.1 = 28: input should be less than 28",
+        ),
+        (
+            "masks/patterns/band",
+            {"kind": "rectangle", "rows": [17, 10], "columns": [0, 27]},
+            "the first, 17, lies behind the last, 10",
+        ),
+        (
+            "masks/patterns/band",
+            {"kind": "rectangle", "rows": [0, 27], "columns": [0, 27]},
+            "the mask covers the whole image",
+        ),
+        (
+            "masks/patterns/random_50",
+            {"kind": "random", "share": 1.2},
+            "masks.patterns.random_50.share = 1.2: input should be less than or equal to",
+        ),
+        ("masks/patterns/band", {"kind": "spiral"}, "masks.patterns.band"),
+        ("scoring/ridge", math.inf, "scoring.ridge = inf: input should be a finite number"),
+        (
+            "networks/ffnn/training/learning_rate",
+            math.nan,
+            "networks.ffnn.training.learning_rate = nan: input should be",
+        ),
+        ("masks/images", 0, "masks.images = 0: input should be greater than or equal to 1"),
+        (
+            "networks/ffnn/training/epoks",
+            20,
+            "networks.ffnn.training.epoks: unknown key",
+        ),
+        ("networks/ffnn/training/epochs", -1, "networks.ffnn.training.epochs = -1: input should"),
+        ("networks/ffnn/arguments/dropout", 1.0, "networks.ffnn.arguments.dropout = 1.0"),
+        (
+            "networks/ffnn/architecture",
+            "transformer",
+            "networks.ffnn.architecture = 'transformer': allowed are classifier, convolutional",
+        ),
+        ("runs/imputation-known/settings/steps", -5, "runs.imputation-known.settings.steps = -5"),
+        ("runs/imputation-known/settings/step", 5, "settings.step: unknown key"),
+        (
+            "runs/imputation-known/method",
+            "magic",
+            "allowed are backpropagation, backpropagation_prior, biharmonic",
+        ),
+        ("runs/imputation-known/network", "gan", "runs.imputation-known.network = 'gan': allowed"),
+        ("runs/imputation-known/problem", "alchemy", "problem = 'alchemy': allowed are autoenc"),
+    ],
+)
+def test_refusals_name_key_value_and_what_is_allowed(
+    path: str, value: Any, message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(Refusal) as refusal:
+        check(changed(path, value), tmp_path)
+    text = str(refusal.value)
+    assert message in text
+    assert "\n" not in text
+
+
+def test_a_file_that_is_not_there_or_not_yaml(tmp_path: Path) -> None:
+    with pytest.raises(Refusal, match="is missing"):
+        load(tmp_path / "params.yaml")
+    for text, said in (
+        ("data: [1, 2\n", "is not YAML"),
+        ("", r"params\.yaml holds None; sections such as data are needed"),
+        ("- 1\n", r"params\.yaml holds \[1\]"),
+        ("x: " + 60_000 * "[", "is nested in more than 1000 levels"),
+        ("x:\n" + 60_000 * "- " + "1", "is nested in more than 1000 levels"),
+    ):
+        (tmp_path / "params.yaml").write_text(text)
+        with pytest.raises(Refusal, match=said):
+            load(tmp_path / "params.yaml")
+    (tmp_path / "params.yaml").unlink()
+    os.mkfifo(tmp_path / "params.yaml")
+    with pytest.raises(Refusal, match=r"params\.yaml is no file"):
+        load(tmp_path / "params.yaml")
+
+
+def exact(content: Any) -> Any:
+    """A content that compares as unequal where a type differs, and NaN as equal."""
+    if isinstance(content, dict):
+        return {str(exact(key)): exact(value) for key, value in content.items()}
+    if isinstance(content, list):
+        return [exact(value) for value in content]
+    return type(content).__name__, repr(content)
+
+
+NUMBERS = [
+    *(
+        "010",
+        "0o10",
+        "0x1F",
+        "0b11",
+        "1_000",
+        "1__0",
+        "1:30",
+        "190:20:30.15",
+        "089",
+        "0777",
+        "-012",
+    ),
+    *("1e3", "1e-3", "1.5E3", "12e03", ".5", "5.", "+1", "-0", "1e", "0o", "0x_", "_", "1.2.3"),
+    *("1_000.5", ".inf", "-.INF", ".nan", "infinity", "NaN", "yes", "NO", "on", "Off", "y", "true"),
+    *("~", "null", "2001-01-01", "2001-99-99", "2001-01-01T10:00:00", "=", "<<", "-", "'1'", '"1"'),
+    *('!!int "3"', "!!str 1", "!!float ''", "!!set {a}", "9" * 5000),
+]
+
+
+@pytest.mark.parametrize("scalar", NUMBERS)
+def test_a_scalar_is_what_it_is_to_dvc_or_refused(scalar: str, tmp_path: Path) -> None:
+    compare_with_dvc(f"a: {scalar}\n", tmp_path / "params.yaml")
+
+
+def compare_with_dvc(text: str, file: Path) -> None:
+    file.write_bytes(text.encode())
+    try:
+        ours = read_yaml(file)
+    except Refusal as refusal:
+        assert "\n" not in str(refusal)
+        with pytest.raises((YAMLError, ValueError, LookupError, UnicodeError)):
+            load_yaml(str(file))
+    else:
+        assert exact(ours or {}) == exact(load_yaml(str(file)))
+
+
+SCALARS = st.one_of(
+    st.from_regex(r"[-+]?[0-9_.:]{1,8}([eE][-+]?[0-9]{0,3})?", fullmatch=True),
+    st.from_regex(r"[-+]?0[box]?[0-9a-fA-F_]{0,6}", fullmatch=True),
+    st.from_regex(r"[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}([Tt ][0-9:.]{1,8}Z?)?", fullmatch=True),
+    st.sampled_from(["yes", "No", "ON", "off", "y", "N", "true", "FALSE", "~", "null", "<<", "="]),
+)
+
+
+@given(entries=st.lists(st.tuples(SCALARS, SCALARS), min_size=1, max_size=3), bom=st.booleans())
+@settings(max_examples=200, deadline=None, derandomize=True)
+def test_any_file_of_scalars_is_what_it_is_to_dvc_or_refused(
+    entries: list[tuple[str, str]], bom: bool, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    text = "".join(f"{key}: [{value}]\n" for key, value in entries)
+    file = tmp_path_factory.getbasetemp() / "scalars.yaml"
+    compare_with_dvc("\ufeff" * bom + text, file)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("  seed: 1:30", "data.seed = '1:30': input should be a valid integer"),
+        ("  seed: yes", "data.seed = 'yes': input should be a valid integer"),
+        ("  seed: 2001-01-01", "data.seed = datetime.date(2001, 1, 1): input should be"),
+        ("  seed: .inf", "data.seed = inf: input should be a valid integer"),
+        ("  seed: 2001-99-99", "is not YAML: month must be in 1..12"),
+        ("  seed: 1\n  seed: 2", 'line 7: found duplicate key "seed"'),
+        ("  seed:\t1\n\tx: 1", "is not YAML: line"),
+        ("<<<<<<< HEAD\n  seed: 1\n=======\n  seed: 2\n>>>>>>> other", "line 6: <<<<<<< HEAD"),
+    ],
+)
+def test_what_yaml_1_2_takes_for_no_number_is_refused_with_its_key(
+    line: str, message: str, tmp_path: Path
+) -> None:
+    text = dumps_yaml(PARAMS)
+    assert text.count("\n  seed: 0\n") == 3
+    file = tmp_path / "params.yaml"
+    file.write_text(text.replace("  seed: 0", line, 1), encoding="utf-8")
+    with pytest.raises(Refusal) as refusal:
+        load(file)
+    assert message in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+def test_a_leading_zero_is_no_octal(tmp_path: Path) -> None:
+    file = tmp_path / "params.yaml"
+    file.write_text(dumps_yaml(PARAMS).replace("  seed: 0", "  seed: 010", 1), encoding="utf-8")
+    assert load(file).data.seed == load_yaml(str(file))["data"]["seed"] == 10
+
+
+def test_what_the_workers_of_a_sweep_read_is_what_they_were_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("RETRACE_ENGINE", "RETRACE_WORKERS"):
+        monkeypatch.setenv(name, "")  # `work` sets them
+    params = {
+        "path": 'é 数 \U0001f600 \\ " \n',
+        "rate": 1e-05,
+        "huge": 1e22,
+        "no": None,
+        "yes": [True],
+    }
+    assert work(Job(str(tmp_path / "job"), params, {}, [])) is None
+    assert exact(read_yaml(tmp_path / "job/params.yaml")) == exact(params)
+
+
+def test_a_file_that_is_not_utf_8(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_bytes(b"data: {name: caf\xe9}\n")
+    with pytest.raises(Refusal, match=r"is not UTF-8: .* at byte 16"):
+        load(tmp_path / "params.yaml")
+
+
+def one_of_each() -> dict[str, Any]:
+    """params.yaml with one network of each architecture and one run of each method."""
+    by_kind = {entry["architecture"]: name for name, entry in PARAMS["networks"].items()}
+    networks = {name: PARAMS["networks"][name] for name in by_kind.values()}
+    runs = {(r["problem"], r["method"]): name for name, r in PARAMS["runs"].items()}
+    kept = {name: copy.deepcopy(PARAMS["runs"][name]) for name in runs.values()}
+    for run in kept.values():
+        run["network"] = by_kind[PARAMS["networks"][run["network"]]["architecture"]]
+    return {**PARAMS, "networks": networks, "runs": kept}
+
+
+FEWER = one_of_each()
+
+
+def paths(content: Any, above: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    """The path of every key, sections included."""
+    if not isinstance(content, dict):
+        return []
+    return [
+        path
+        for key, value in content.items()
+        for path in ((*above, key), *paths(value, (*above, key)))
+    ]
+
+
+JUNK = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-(10**12), 10**12),
+    st.floats(),
+    st.text(max_size=8),
+    st.lists(st.integers(-3, 3), max_size=3),
+    st.dictionaries(st.text(max_size=3), st.integers(), max_size=2),
+)
+
+
+MUTATIONS = 200 if os.environ.get("RETRACE_FAULTS") == "full" else 50
+
+
+@given(
+    path=st.sampled_from(paths(FEWER)),
+    how=st.sampled_from(["replace", "delete", "rename", "add"]),
+    value=JUNK,
+    name=st.text(min_size=1, max_size=8),
+)
+@settings(max_examples=MUTATIONS, deadline=None, derandomize=True)
+def test_a_mutated_file_is_valid_or_refused_with_its_key(
+    path: tuple[str, ...], how: str, value: Any, name: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """No traceback, one line, and the key; what is accepted is taken as it stands."""
+    params = copy.deepcopy(FEWER)
+    *parents, last = path
+    section: Any = params
+    for key in parents:
+        section = section[key]
+    if how == "replace":
+        section[last] = value
+    elif how == "add":
+        section[name] = value
+    else:
+        old = section.pop(last)
+        if how == "rename":
+            section[name] = old
+    folder = tmp_path_factory.mktemp("mutated")
+    try:
+        check(params, folder)
+    except Refusal as refusal:
+        text = str(refusal)
+        assert "\n" not in text and len(text) < 600
+        # The key, the section that lacks it, or where something else refers to it by its name.
+        assert any(repr(key)[1:-1] in text or key in text for key in (last, *parents[-1:], name))
+    else:
+        assert load(folder / "params.yaml").model_dump(exclude_unset=True) == params
+
+
+@given(data=st.data())
+@settings(max_examples=MUTATIONS, deadline=None, derandomize=True)
+def test_a_file_with_a_slip_of_the_keyboard_is_read_or_refused(
+    data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    text = dumps_yaml({**FEWER, "runs": {}})
+    start = data.draw(st.integers(0, len(text)))
+    end = data.draw(st.integers(start, min(start + 5, len(text))))
+    file = tmp_path_factory.mktemp("slip") / "params.yaml"
+    file.write_text(text[:start] + data.draw(st.text(max_size=5)) + text[end:], encoding="utf-8")
+    try:
+        load(file)
+    except Refusal as refusal:
+        assert "\n" not in str(refusal)
