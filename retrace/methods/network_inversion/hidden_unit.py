@@ -22,7 +22,7 @@ from retrace.methods.network_inversion._nearest import (
     box_range,
     nearest,
 )
-from retrace.types import BadInput, Callback
+from retrace.types import BadInput, Callback, ignore
 
 OFF = 0.0  # at most this goes into a ReLU that is shut down
 STRAIGHT = 1e-9  # relative deviation from a plane that is rounding
@@ -67,12 +67,12 @@ def reconstruct(
     *,
     layer: str,
     units: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)],
-    images: Annotated[int, Field(ge=1)],
     levels: list[float],
-    solver: Literal["exact", "gradient"],
-    steps: Annotated[int, Field(ge=0)],
-    learning_rate: Annotated[float, Field(gt=0)],
-    callback: Callback,
+    images: Annotated[int, Field(ge=1)] | None = None,
+    solver: Literal["exact", "gradient"] = "gradient",
+    steps: Annotated[int, Field(ge=1)] = 60,
+    learning_rate: Annotated[float, Field(gt=0)] = 0.05,
+    callback: Callback = ignore,
 ) -> dict[str, Tensor]:
     """For each unit and image: the image in [0, 1]ⁿ that maximises the unit, the nearest one that
     shuts it down, and the nearest ones that drive it to each level.
@@ -94,10 +94,10 @@ def reconstruct(
     layer : str
         See `unit_values`.
     units : list of int
-    images : int
-        The first so many observed images are taken, for each unit.
     levels : list of float
         Wanted values before the activation.
+    images : int, optional
+        The first so many observed images are taken, or all of them, for each unit.
     solver : "exact" or "gradient"
     steps : int
         Of ``gradient``.
@@ -122,9 +122,10 @@ def reconstruct(
     """
     if not bool(torch.tensor(levels).isfinite().all()):
         raise BadInput(f"levels = {levels}: a level is not finite")
+    images = images or len(observed)
     if images > len(observed):
         raise BadInput(f"images = {images}: {len(observed)} are observed")
-    network = copy.deepcopy(network).double()
+    network = copy.deepcopy(network).double().eval().requires_grad_(False)
     shape = observed.shape[1:]
     chosen = observed[:images].double().flatten(1)  # (images, n)
     width = unit_values(network, chosen[:1].unflatten(1, shape), layer=layer).shape[1]
@@ -163,7 +164,7 @@ def reconstruct(
             start[rising],
             steps=steps,
             learning_rate=learning_rate,
-            callback=lambda step, loss, x: None,
+            callback=ignore,
         )
         estimate[~rising], reached, iterations[~rising] = nearest_by_planes(
             lambda x: values(x, unit[~rising]),
