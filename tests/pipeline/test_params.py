@@ -1,6 +1,7 @@
 """params.yaml: what is accepted, and the one line for what is not."""
 
 import copy
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retrace.checks import check_all
-from retrace.commands.demo import merged
+from retrace.commands.demo import params_of
 from retrace.commands.jobs import Job, work
 from retrace.pipeline.command import Refusal
 from retrace.pipeline.params import load, read_yaml
@@ -42,7 +43,7 @@ def check(params: dict[str, Any], folder: Path) -> None:
 
 def test_what_is_committed_is_valid_and_so_is_the_demo(tmp_path: Path) -> None:
     check(PARAMS, tmp_path)
-    check(merged(PARAMS, read_yaml(ROOT / "demo.yaml")), tmp_path)
+    check(params_of(PARAMS, read_yaml(ROOT / "demo.yaml")), tmp_path)
 
 
 @pytest.mark.parametrize(
