@@ -22,7 +22,9 @@ def clone(make_workspace: Callable[[Path], Path], tmp_path_factory: pytest.TempP
     folder = make_workspace(tmp_path_factory.mktemp("place") / HOSTILE)
     (folder / "demo.yaml").write_text("{}\n", encoding="utf-8")  # the parameters are tiny already
     execute("dvc", "repro", "train@linear", cwd=folder)
-    execute(sys.executable, "-c", "import retrace.commands.demo as d; d.prepare(d.FOLDER)", cwd=folder)
+    execute(
+        sys.executable, "-c", "import retrace.commands.demo as d; d.prepare(d.FOLDER)", cwd=folder
+    )
     execute("dvc", "repro", "download", cwd=folder / "demo")
     return folder
 
