@@ -478,9 +478,9 @@ def test_what_a_class_wants_in_the_range_of_a_decoder_is_in_that_range(
     weights = decoder.decoder_weights()
     beside = {f"decoder_{i}": weight for i, weight in enumerate(weights)}
     settings = {**CLASS, "goal": "range"}
-    for nothing in ({}, {"beside": beside}):
+    for without_code in (None, beside):
         with pytest.raises(BadInput, match="goal = 'range': no decoder was observed"):
-            class_target.reconstruct(judge, images[:9], **settings, **nothing)
+            class_target.reconstruct(judge, images[:9], **settings, beside=without_code)
     code = torch.tensor([0.3, -0.2, 0.1])
     answer = class_target.reconstruct(
         judge, images[:9], **settings, beside={**beside, "code": code}
@@ -581,8 +581,9 @@ def test_every_method_works_with_its_defaults(
 @pytest.mark.parametrize("activation", ["identity", "sigmoid"])
 def test_a_learning_rate_that_is_left_out_converges(activation: str) -> None:
     network = fitted(activation=activation, slope=0.02, offset=-10.0)
-    settings = {"wanted": [0.2, 0.5, 0.8], "start": 500.0, "solver": "gradient", "steps": 2000}
-    answer = affine.reconstruct(network, NOTHING, **settings)
+    answer = affine.reconstruct(
+        network, NOTHING, wanted=[0.2, 0.5, 0.8], start=500.0, solver="gradient", steps=2000
+    )
     torch.testing.assert_close(network(answer["estimate"]), answer["wanted"])
 
 

@@ -106,39 +106,26 @@ def reconstruct(
     """
     weights, images = problem_of(network, observed, precision="float64")
     candidates = starting_codes(network, observed, starts=starts, bank=bank, seed=seed)
-    errors = torch.stack(
-        [
-            objective_of(decode(weights, codes), images, codes, penalty=penalty)
-            for codes in candidates.unbind(dim=1)
-        ],
-        dim=1,
-    )  # (B, starts)
-    objective, chosen = errors.min(dim=1)
-    every = torch.arange(len(images))
-    codes = candidates[every, chosen]
+    objective, codes = lowest(weights, images, candidates, penalty=penalty)
     callback(0, objective, codes)
     settings = {"penalty": penalty, "tolerance": tolerance}
     best = levenberg_marquardt(weights, images, codes, iterations=iterations, **settings)
     callback(1, best.objective, best.codes)
-    left, screened = every, None
+    left = torch.arange(len(images))
     for number in range(2, rounds + 1):
         solved = reproduced(decode(weights, best.codes[left]), images[left])
-        kept = ~(solved & best.converged[left])
-        left = left[kept]
+        failed = ~(solved & best.converged[left])
+        left = left[failed]
         if not len(left):
             break
-        screened = (
-            _screened(weights, images[left], candidates[left], steps=screening, **settings)
-            if screened is None
-            else screened[kept]
-        )
-        tried = levenberg_marquardt(
-            weights,
-            images[left],
-            screened[:, (number - 2) % starts],
-            iterations=iterations,
-            **settings,
-        )
+        if number == 2:
+            ordered = screened(
+                weights, images[left], candidates[left], iterations=screening, **settings
+            )
+        else:
+            ordered = ordered[failed]
+        start = ordered[:, (number - 2) % starts]
+        tried = levenberg_marquardt(weights, images[left], start, iterations=iterations, **settings)
         better = tried.objective < best.objective[left]
         for values, new in zip(best, tried, strict=True):
             values[left[better]] = new[better]
@@ -169,13 +156,28 @@ def starting_codes(
     return torch.cat([fixed, nearest.double()], dim=1)
 
 
-def _screened(
+def lowest(
+    weights: list[Tensor], images: Tensor, candidates: Tensor, *, penalty: float
+) -> tuple[Tensor, Tensor]:
+    """The lowest objective (B,) of an image's candidates (B, S, d), and whose it is (B, d)."""
+    objectives = torch.stack(
+        [
+            objective_of(decode(weights, codes), images, codes, penalty=penalty)
+            for codes in candidates.unbind(dim=1)
+        ],
+        dim=1,
+    )  # (B, S)
+    objective, chosen = objectives.min(dim=1)
+    return objective, candidates[torch.arange(len(images)), chosen]
+
+
+def screened(
     weights: list[Tensor],
     images: Tensor,
     candidates: Tensor,
     *,
     penalty: float,
-    steps: int,
+    iterations: int,
     tolerance: float,
 ) -> Tensor:
     """Each start (B, S, d) after a few iterations in float32, the best of an image first."""
@@ -185,7 +187,7 @@ def _screened(
         images.float().repeat_interleave(count, dim=0),
         candidates.flatten(0, 1).float(),
         penalty=penalty,
-        iterations=steps,
+        iterations=iterations,
         tolerance=tolerance,
     )
     order = fit.objective.unflatten(0, (-1, count)).argsort(dim=1)
