@@ -28,6 +28,8 @@ OFF = 0.0  # at most this goes into a ReLU that is shut down
 STRAIGHT = 1e-9  # relative deviation from a plane that is rounding
 BATCH = 200  # images that go through a network together: their arrays stay in the cache
 
+Values = Callable[[Tensor, Tensor], Tensor]  # images (B, n) and a unit for each, to values (B,)
+
 
 def unit_values(network: nn.Module, images: Tensor, *, layer: str) -> Tensor:
     """What the units of a layer hold before their activation, (B, units), in float64.
@@ -157,24 +159,17 @@ def reconstruct(
         feasible = torch.where(possible, PROVED, DISPROVED)
         iterations = torch.zeros_like(unit)
     else:
-        estimate, feasible = start.clone(), torch.full_like(unit, UNKNOWN)
-        iterations = torch.full_like(unit, steps)
-        estimate[rising] = ascend(
-            lambda x: values(x, unit[rising]),
-            start[rising],
+        estimate, feasible, iterations = _by_gradient(
+            values,
+            unit,
+            start,
+            rising=rising,
+            wanted=wanted,
+            relation=relation,
             steps=steps,
             learning_rate=learning_rate,
-            callback=ignore,
-        )
-        estimate[~rising], reached, iterations[~rising] = nearest_by_planes(
-            lambda x: values(x, unit[~rising]),
-            start[~rising],
-            wanted=wanted[~rising],
-            relation=relation[~rising],
-            steps=steps,
             callback=lambda step, loss, x: callback(step, loss, x.unflatten(1, shape)),
         )
-        feasible[~rising] = torch.where(reached, PROVED, UNKNOWN)
     return {
         "estimate": estimate.unflatten(1, shape),
         "start": start.unflatten(1, shape),
@@ -187,9 +182,43 @@ def reconstruct(
     }
 
 
-def _planes(
-    values: Callable[[Tensor, Tensor], Tensor], unit: Tensor, start: Tensor
-) -> tuple[Tensor, Tensor]:
+def _by_gradient(
+    values: Values,
+    unit: Tensor,
+    start: Tensor,
+    *,
+    rising: Tensor,
+    wanted: Tensor,
+    relation: Tensor,
+    steps: int,
+    learning_rate: float,
+    callback: Callback,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Images (B, n) of the largest value where it is to rise, and near ones of the wanted value
+    elsewhere; what is known of there being one, (B,); and steps (B,)."""
+    estimate, feasible = start.clone(), torch.full_like(unit, UNKNOWN)
+    iterations = torch.full_like(unit, steps)
+    estimate[rising] = ascend(
+        lambda x: values(x, unit[rising]),
+        start[rising],
+        steps=steps,
+        learning_rate=learning_rate,
+        callback=ignore,
+    )
+    level = ~rising
+    estimate[level], reached, iterations[level] = nearest_by_planes(
+        lambda x: values(x, unit[level]),
+        start[level],
+        wanted=wanted[level],
+        relation=relation[level],
+        steps=steps,
+        callback=callback,
+    )
+    feasible[level] = torch.where(reached, PROVED, UNKNOWN)
+    return estimate, feasible, iterations
+
+
+def _planes(values: Values, unit: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
     """Weights (B, n) and biases (B,) of affine units; refuses others."""
     bias, weight = value_and_gradient(lambda x: values(x, unit), torch.zeros_like(start))
     found = values(start, unit)
