@@ -36,8 +36,7 @@ def problem_of(network: nn.Module, observed: Tensor, *, precision: Float) -> Pro
     """
     if not hasattr(network, "decoder_weights"):
         raise BadInput(
-            "this network has no decoder that could be inverted; decoder_inversion wants one of "
-            "the architecture vae"
+            "network: no decoder that could be inverted; one of the architecture vae is expected"
         )
     if observed.dim() != 3 or observed.shape[1:] != (SIDE, SIDE):
         raise BadInput(

@@ -154,7 +154,7 @@ def public_decoder(beside: Mapping[str, Tensor]) -> tuple[list[Tensor], Tensor]:
 
 
 def decode(weights: list[Tensor], codes: Tensor) -> Tensor:
-    """(B, d) codes to (B, P) pixels."""
+    """(B, d) codes to (B, P) pixels, as a VAE's own ``decode``, of which only matrices are here."""
     *hidden, last = weights
     for weight in hidden:
         codes = (codes @ weight.T).tanh()
