@@ -366,7 +366,7 @@ def test_no_steps_leave_the_network_as_it_was_drawn(splits: dict[str, Split]) ->
 
 def test_defaults_learn_a_small_set(splits: dict[str, Split]) -> None:
     torch.manual_seed(0)
-    network = Network(widths=[32, 32])
+    network = Network(widths=[64, 64])
     history = network.fit(splits["train"], splits["validation"], per_class=20, steps=400)
     assert [entry["epoch"] for entry in history] == [0, 200, 400]
     assert history[-1]["training_error"] == 0 and history[-1]["test_error"] < 0.2
