@@ -1,0 +1,307 @@
+"""Run the trials of a sweep, by the functions that the stages call, in workers of the engine.
+
+What is made lies under the digest of everything that it is made of: parameters, data and code. So
+a trial that is done is not done again, in whichever sweep it turns up, an interrupted sweep goes
+on where it was, and trials share the networks that they have in common.
+"""
+
+import hashlib
+import io
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import chdir, contextmanager, redirect_stderr, redirect_stdout
+from functools import cache, partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from filelock import FileLock, Timeout
+from torch import nn
+from tqdm import tqdm
+
+from retrace.checks import check_networks
+from retrace.data.masks import drawn
+from retrace.data.split import split_raw
+from retrace.execution import engine
+from retrace.execution.reconstruction import reconstruct
+from retrace.measures.quality import means_with_intervals
+from retrace.pipeline.artifacts import (
+    DATASET,
+    MASKS,
+    as_tensors,
+    checkpoint_path,
+    load_checkpoint,
+    observed_path,
+    read_json,
+    read_split,
+    reconstruction_path,
+    save_checkpoint,
+    truth_path,
+    write_json,
+)
+from retrace.pipeline.command import Refusal
+from retrace.pipeline.device import chosen, computing_on
+from retrace.pipeline.params import PARAMS, NetworkEntry, Params, read_yaml
+from retrace.problems import Arrays, Ground, Run, part
+from retrace.sweeps.trials import Sweep, Trial
+from retrace.training import Split, train_network
+
+FOLDER = Path("data/sweeps")
+# Files of this package that a result depends on: a network's, and beside them a trial's. Where a
+# task runs changes no result, so that the engine is none of them.
+OF_NETWORKS = ("networks/*.py", "pipeline/*.py", "training.py", "types.py")
+OF_TRIALS = (
+    *("data/masks.py", "execution/reconstruction.py", "execution/shards.py", "measures/*.py"),
+    *("problems/__init__.py", "problems/*/observe.py"),
+)
+OF_PROBLEM = ("methods/{}/*.py", "problems/{}/score.py")
+
+Result = dict[str, Any]
+
+
+class Task(NamedTuple):
+    """What a worker makes: a network, or a trial.
+
+    Attributes
+    ----------
+    root : str
+        The repository, absolute; a cluster's machines share it.
+    params : dict
+        Of a trial, whole.
+    own_data : bool
+        Whether the trial's splits are others than those in data/.
+    networks : dict
+        By name, the checkpoint: of a trial all, of a network its own.
+    path : str
+        The trial's file; of a network empty.
+    """
+
+    root: str
+    params: dict[str, Any]
+    own_data: bool
+    networks: dict[str, str]
+    path: str = ""
+
+
+class Done(NamedTuple):
+    """A trial's digest, and what came of it: ``started``, ``seconds``, ``refused``, the reason or
+    None, and by run ``metrics``, numbers for a table, ``scores``, all of them, and the ``record``
+    of the reconstruction."""
+
+    digest: str
+    result: Result
+
+
+def digest(content: Any) -> str:
+    text = json.dumps(content, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:20]
+
+
+@cache
+def code(*patterns: str) -> str:
+    """Digest of files of this package."""
+    package = Path(__file__).parents[1]
+    files = sorted({file for pattern in patterns for file in package.glob(pattern)})
+    sums = {str(file.relative_to(package)): hashlib.sha256(file.read_bytes()) for file in files}
+    return digest({name: one.hexdigest() for name, one in sums.items()})
+
+
+class Plan:
+    """The tasks of a sweep, by the path of what they make, none twice."""
+
+    def __init__(self, base: Params) -> None:
+        self.base = base
+        self.networks: dict[str, Task] = {}
+        self.trials: dict[str, Task] = {}
+        self.data = digest(read_json(DATASET)["sha256"])
+        lock = Path("dvc.lock")
+        self.locked = read_yaml(lock)["stages"] if lock.exists() else {}
+        self.in_step = cache(self._in_step)
+
+    def add(self, trial: Trial) -> Path:
+        """Plan a trial and the networks that it needs; give the path of its file."""
+        params, content = trial.params, trial.params.model_dump()
+        own_data = params.data != self.base.data
+        data = self.data
+        if own_data:
+            data = digest([data, params.data.model_dump(), code("data/split.py")])
+        task = Task(str(Path.cwd()), content, own_data, {})
+        paths = {}
+        for name, entry in params.networks.items():
+            if not own_data and entry == self.in_step(name, params.device):
+                paths[name] = str(checkpoint_path(name))
+                continue
+            made_of = [name, entry.model_dump(), params.device, data, code(*OF_NETWORKS)]
+            paths[name] = str(FOLDER / f"networks/{digest(made_of)}.safetensors")
+            self.networks.setdefault(paths[name], task._replace(networks={name: paths[name]}))
+        sources = {entry.source for entry in params.problems.values()}
+        without = {"data", "sweeps"} if str(MASKS) in sources else {"data", "masks", "sweeps"}
+        own = {pattern.format(problem) for problem in params.problems for pattern in OF_PROBLEM}
+        codes = code(*OF_NETWORKS, *OF_TRIALS, *sorted(own))
+        matters = {key: value for key, value in content.items() if key not in without}
+        path = str(FOLDER / f"trials/{digest([matters, data, codes])}.json")
+        self.trials.setdefault(path, task._replace(networks=paths, path=path))
+        return Path(path)
+
+    def _in_step(self, name: str, device: str) -> NetworkEntry | None:
+        """The entry, whole, by which models/ holds a network, as long as dvc.lock says that it was
+        trained on this device, and by data and code that are here."""
+        stage = self.locked.get(f"train@{name}", {})
+        stated = stage.get("params", {}).get(PARAMS.name, {})
+        if stated.get("device") != device or f"networks.{name}" not in stated:
+            return None
+        for item in [*stage["deps"], *stage["outs"]]:
+            path = Path(item["path"])
+            if path.is_dir():
+                continue
+            content = path.read_bytes() if path.exists() else b""
+            if hashlib.md5(content, usedforsecurity=False).hexdigest() != item["md5"]:
+                return None
+        entry = NetworkEntry.model_validate(stated[f"networks.{name}"])
+        return check_networks({name: entry})[name]
+
+
+def make(sweep: Sweep, base: Params, *, name: str) -> tuple[list[Done], int]:
+    """Make what is not there yet of a sweep: networks first, then trials.
+
+    Returns
+    -------
+    trials : list of Done
+        In the order of the sweep.
+    before : int
+        How many of them were done before.
+
+    Raises
+    ------
+    Refusal
+        When another sweep is running here, or the engine cannot work. What a trial refuses is its
+        result.
+    """
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(FOLDER / "lock", timeout=0):
+            plan = Plan(base)
+            files = [plan.add(trial) for trial in sweep.trials]
+            before = sum(file.exists() for file in files)
+            todo = [task for task in plan.trials.values() if not Path(task.path).exists()]
+            wanted = {path for task in todo for path in task.networks.values()}
+            networks = [
+                task
+                for path, task in plan.networks.items()
+                if path in wanted and not Path(path).with_suffix(".json").exists()
+            ]
+            for kind, function, tasks in (("networks", train, networks), ("trials", score, todo)):
+                bar = tqdm(total=len(tasks), desc=f"{name}: {kind}", disable=None)
+                with bar:
+                    for _ in engine.run(function, tasks) if tasks else ():
+                        bar.update()
+    except Timeout:
+        raise Refusal("another sweep is running here; start this one when it has ended") from None
+    return [Done(file.stem, read_json(file)) for file in files], before
+
+
+@contextmanager
+def _working(task: Task) -> Iterator[tuple[Params, Callable[[str], Split]]]:
+    """Give a trial's parameters and splits; what is computed takes no further workers, one thread
+    each, and prints nothing."""
+    os.environ.update(RETRACE_ENGINE="local", RETRACE_WORKERS="1")
+    torch.set_num_threads(1)
+    silent = io.StringIO()
+    with chdir(task.root), redirect_stdout(silent), redirect_stderr(silent):
+        params = Params.model_validate(task.params)
+        anew = cache(partial(split_raw, params.data))
+
+        @cache
+        def split(name: str) -> Split:
+            return as_tensors(anew()[name]) if task.own_data else read_split(name)
+
+        yield params, split
+
+
+def train(task: Task) -> None:
+    """Train a network; its record is written last, or why it was refused."""
+    ((name, path),) = task.networks.items()
+    with _working(task) as (params, split):
+        entry, place = params.networks[name], chosen(params.device)
+        dataset = params.data.name
+        try:
+            network, record = train_network(
+                name, entry, split("train"), split("validation"), device=place, dataset=dataset
+            )
+            kept = {key: record[key] for key in ("architecture", "arguments", "dataset")}
+            save_checkpoint(network, name=name, path=Path(path), **kept)
+        except Refusal as refusal:
+            record = {"refused": str(refusal)}
+        write_json(Path(path).with_suffix(".json"), record)
+
+
+def score(task: Task) -> None:
+    """Make and score the runs of a trial."""
+    with _working(task) as (params, split):
+        started = time.time()
+        runs: Result = {}
+        refused = None
+        try:
+            for problem in params.problems:
+                runs |= scores_of(problem, params, split, networks=task.networks, path=task.path)
+        except Refusal as refusal:
+            refused = str(refusal)
+        outcome = {"started": started, "seconds": time.time() - started, "refused": refused}
+        write_json(Path(task.path), {**outcome, "params": task.params, "runs": runs})
+
+
+def scores_of(
+    problem: str,
+    params: Params,
+    split: Callable[[str], Split],
+    *,
+    networks: dict[str, str],
+    path: str,
+) -> Result:
+    """Results of a problem's runs, by their names; see `Done`.
+
+    What stages hand on by files is handed on here by their paths alone.
+    """
+
+    def load(name: str) -> tuple[nn.Module, Result]:
+        record = read_json(Path(networks[name]).with_suffix(".json"))
+        if "refused" in record:
+            raise Refusal(record["refused"])
+        return load_checkpoint(Path(networks[name]))[0], record
+
+    entry, scoring = params.problems[problem], params.scoring
+    files: dict[Path, Arrays] = {}
+    if entry.source == str(MASKS):
+        files[MASKS] = drawn(params.masks, available=len(split("test")[0]))
+    means = partial(means_with_intervals, resamples=scoring.resamples, seed=scoring.seed)
+    ground = Ground(problem, entry.source, means, split, load, files.__getitem__)
+    with computing_on(chosen(params.device)):
+        given, truth = part(problem, "observe").observe(ground, **entry.settings)
+    files |= {observed_path(problem): given, truth_path(problem): truth}
+    records = {}
+    for name, run in params.runs.items():
+        if run.problem == problem:
+            network, trained = load(run.network)
+            files[reconstruction_path(problem, name)], records[name] = reconstruct(
+                name,
+                run,
+                network,
+                dict(given),
+                header=trained,
+                device=params.device,
+                interrupted=FOLDER / f"interrupted/{Path(path).stem}-{name}.npz",
+            )
+    scorer = part(problem, "score").Scorer(ground, records)
+    results = {}
+    for name, record in records.items():
+        scores, headline = scorer(Run(name, record, files[reconstruction_path(problem, name)]))
+        metrics = {
+            **headline,
+            "n": scores["n"],
+            "seconds": record["seconds"],
+            "training_seconds": load(record["network"])[1]["seconds"],
+        }
+        results[name] = {"metrics": metrics, "scores": scores, "record": record}
+    return results
