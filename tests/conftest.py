@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, settings
 from retrace.data.download import digits
 from retrace.data.split import split
 
-if TYPE_CHECKING:  # what `stages` says of threads that wait is read when torch is imported
+if TYPE_CHECKING:  # what `retrace` says of threads that wait is read when torch is imported
     import torch
 
 # No example is too slow, however busy the machine is, and each run tries the same ones.

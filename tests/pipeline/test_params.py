@@ -1,7 +1,6 @@
 """params.yaml: what is accepted, and the one line for what is not."""
 
 import copy
-import math
 import os
 from pathlib import Path
 from typing import Any
@@ -75,7 +74,7 @@ def test_what_is_committed_is_valid_and_so_is_the_demo(tmp_path: Path) -> None:
             "masks.patterns.random_50.share = 1.2: input should be less than or equal to",
         ),
         ("masks/patterns/band", {"kind": "spiral"}, "masks.patterns.band"),
-        ("scoring/ridge", math.inf, "scoring.ridge = inf: input should be a finite number"),
+        ("scoring/resamples", 99, "scoring.resamples = 99: input should be greater than or equal"),
         (
             "networks/ffnn/training/learning_rate",
             math.nan,
