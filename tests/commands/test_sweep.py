@@ -286,15 +286,12 @@ def test_a_trial_scores_as_the_stages_do(workspace: Path, monkeypatch: pytest.Mo
 
 
 def test_what_params_yaml_leaves_to_a_default_may_vary() -> None:
-    content = copy.deepcopy(TINY)
-    del content["runs"]["imputation-ridge"]["settings"]["penalty"]
-    key = "runs.imputation-ridge.settings.penalty"
-    settings = {**ABLATE, "vary": [{key: [0.1, 0.2]}], "figure": {"metric": "mse", "x": key}}
-    try:
-        params = Params.model_validate({**content, "sweeps": {"small": settings}})
-        assert values_of(params) == [(0.1,), (0.2,)]
-    except Refusal as refusal:  # while ridge has no default
-        assert "penalty: this key is missing" in str(refusal)  # noqa: PT017
+    key = "problems.training_data.settings.public"
+    assert "settings" not in TINY["problems"]["training_data"]
+    spaces = [{f"{NETWORK}.seed": [1]}, {key: [5]}]
+    sweeps = {"small": {**TRAIN, "vary": spaces}}
+    params = Params.model_validate({**TINY, "sweeps": sweeps})
+    assert values_of(params) == [(1, 2000), (0, 5)]
 
 
 def test_a_refused_trial_is_a_row_and_the_others_go_on(
@@ -427,8 +424,9 @@ def test_a_sweep_is_one_run_with_a_child_for_each_trial_and_published_once(
     monkeypatch.delenv("DVC_ROOT", raising=False)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     from retrace.tracking import runs as track
+    from retrace.tracking import store
 
-    monkeypatch.setattr(track, "SERVER", f"sqlite:///{workspace}/mlflow.db")
+    monkeypatch.setattr(store, "SERVER", f"sqlite:///{workspace}/mlflow.db")
     file = workspace / "small.csv"
     file.write_text("trial\n")
     trials = [
