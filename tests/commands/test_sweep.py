@@ -171,8 +171,8 @@ class Here:
         monkeypatch.setattr(engine, "run", self.run)
 
     def run(
-        self, function: Callable[[Task], None], tasks: Sequence[Task]
-    ) -> Iterator[tuple[int, None]]:
+        self, function: Callable[[Task], Any], tasks: Sequence[Task]
+    ) -> Iterator[tuple[int, Any]]:
         for i in reversed(range(len(tasks))):  # as workers do, in any order
             if self.stop_after is not None and self.made["trials"] == self.stop_after:
                 raise KeyboardInterrupt
