@@ -24,7 +24,7 @@ from retrace.pipeline.command import INTERRUPTED, Refusal
 from retrace.pipeline.params import load
 from retrace.report.pictures import COLOURS
 from retrace.sweeps.results import short, shown
-from retrace.sweeps.running import Done, make
+from retrace.sweeps.running import Result, make
 from retrace.sweeps.trials import expand
 
 NAME = "identification"
@@ -80,11 +80,11 @@ PARTS = {"sets": [SETS], "growth": [GROWTH], "drivers": DRIVEN}
 Points = dict[str, dict[str, Any]]
 
 
-def point_of(done: Done, run: str, values: dict[str, Any]) -> dict[str, Any]:
+def point_of(result: Result, run: str, values: dict[str, Any]) -> dict[str, Any]:
     """What came of a run of a trial."""
-    if done.result["refused"]:
-        return {"values": values, "failed": done.result["refused"]}
-    found = done.result["runs"][run]
+    if result["refused"]:
+        return {"values": values, "failed": result["refused"]}
+    found = result["runs"][run]
     kept = ("candidates", "identified", "matched", "n", "null_matched", "null_n", "precision_at")
     return {
         **{key: found["scores"][key] for key in (*kept, "threshold")},
@@ -101,10 +101,10 @@ def measure(name: str, section: dict[str, Any], *, limit: int | None) -> Points:
     sweep = expand(params, f"benchmark.{name}", **whole)
     sweep = sweep._replace(trials=sweep.trials[:limit])
     points = {}
-    for trial, done in zip(sweep.trials, make(sweep, params, name=name)[0], strict=True):
+    for trial, result in zip(sweep.trials, make(sweep, params, name=name)[0], strict=True):
         label = ", ".join(f"{short(key)} = {shown(value)}" for key, value in trial.values.items())
         for run in sweep.runs:
-            points[f"{run}: {label}"] = point_of(done, run, trial.values)
+            points[f"{run}: {label}"] = point_of(result, run, trial.values)
     return points
 
 

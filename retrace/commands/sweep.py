@@ -8,7 +8,7 @@ from retrace.pipeline.artifacts import DATASET, read_json, split_path
 from retrace.pipeline.command import Refusal, run
 from retrace.pipeline.params import load
 from retrace.sweeps.results import Row, draw, rows_of, shown, write_table
-from retrace.sweeps.running import Done, make
+from retrace.sweeps.running import Result, make
 from retrace.sweeps.trials import Sweep, sweep_of
 
 TABLES = Path("metrics/sweeps")
@@ -23,8 +23,8 @@ def main(name: str) -> None:
     if missing := [path for path in NEEDED if not path.exists()]:
         raise Refusal(f"{missing[0]} is missing; `dvc repro split` makes it")
     started = time.time()
-    trials, before = make(sweep, params, name=name)
-    rows = rows_of(sweep, trials)
+    results, before = make(sweep, params, name=name)
+    rows = rows_of(sweep, results)
     table, picture = TABLES / f"{name}.csv", TABLES / f"{name}.png"
     write_table(table, rows)
     title = f"{name} ({read_json(DATASET)['name']}, {len(rows)} trials)"
@@ -34,31 +34,26 @@ def main(name: str) -> None:
         f"{name}: {len(rows)} trials, {before} of them done before, {refused} refused, "
         f"{time.time() - started:.1f} s; {table}, {picture}"
     )
-    publish(name, sweep, trials, rows, files=[table, picture])
+    publish(name, sweep, results, rows, files=[table, picture])
 
 
 def publish(
-    name: str, sweep: Sweep, trials: list[Done], rows: list[Row], *, files: list[Path]
+    name: str, sweep: Sweep, results: list[Result], rows: list[Row], *, files: list[Path]
 ) -> None:
     """Log the sweep to MLflow: the process that was started does, and no other."""
     from retrace.tracking.runs import publish_sweep
 
-    published = []
-    for trial, done, row in zip(sweep.trials, trials, rows, strict=True):
-        numbers = {
-            key: float(value)
-            for key, value in row.items()
-            if key not in trial.values and isinstance(value, int | float)
-        }
-        published.append(
+    trials = []
+    for trial, result, row in zip(sweep.trials, results, rows, strict=True):
+        numbers = row.keys() - trial.values.keys()
+        trials.append(
             {
-                "trial": done.digest,
                 "values": {key: shown(value) for key, value in trial.values.items()},
-                "metrics": numbers,
-                **{key: done.result[key] for key in ("started", "seconds", "refused")},
+                "metrics": {k: float(row[k]) for k in numbers if isinstance(row[k], int | float)},
+                **{key: result[key] for key in ("trial", "started", "seconds", "refused")},
             }
         )
-    publish_sweep(name, published, files=files)
+    publish_sweep(name, trials, files=files)
 
 
 if __name__ == "__main__":

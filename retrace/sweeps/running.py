@@ -49,12 +49,12 @@ from retrace.sweeps.trials import Sweep, Trial
 from retrace.training import Split, train_network
 
 FOLDER = Path("data/sweeps")
-# Files of this package that a result depends on: a network's, and beside them a trial's. Where a
-# task runs changes no result, so that the engine is none of them.
+# Files of this package that networks and trials are made by. Where a task runs changes no result:
+# the engine is none of them.
 OF_NETWORKS = ("networks/*.py", "pipeline/*.py", "training.py", "types.py")
 OF_TRIALS = (
-    *("data/masks.py", "execution/reconstruction.py", "execution/shards.py", "measures/*.py"),
-    *("problems/__init__.py", "problems/*/observe.py"),
+    *(*OF_NETWORKS, "data/masks.py", "execution/reconstruction.py", "execution/shards.py"),
+    *("measures/*.py", "problems/__init__.py", "problems/*/observe.py"),
 )
 OF_PROBLEM = ("methods/{}/*.py", "problems/{}/score.py")
 
@@ -62,36 +62,13 @@ Result = dict[str, Any]
 
 
 class Task(NamedTuple):
-    """What a worker makes: a network, or a trial.
+    """What a worker makes: a trial, or without `path` a network."""
 
-    Attributes
-    ----------
-    root : str
-        The repository, absolute; a cluster's machines share it.
-    params : dict
-        Of a trial, whole.
-    own_data : bool
-        Whether the trial's splits are others than those in data/.
-    networks : dict
-        By name, the checkpoint: of a trial all, of a network its own.
-    path : str
-        The trial's file; of a network empty.
-    """
-
-    root: str
-    params: dict[str, Any]
-    own_data: bool
-    networks: dict[str, str]
+    root: str  # the repository, absolute; the machines of a cluster share it
+    params: dict[str, Any]  # of the trial
+    resplit: bool  # whether its splits are others than those in data/
+    networks: dict[str, str]  # paths of checkpoints by name
     path: str = ""
-
-
-class Done(NamedTuple):
-    """A trial's digest, and what came of it: ``started``, ``seconds``, ``refused``, the reason or
-    None, and by run ``metrics``, numbers for a table, ``scores``, all of them, and the ``record``
-    of the reconstruction."""
-
-    digest: str
-    result: Result
 
 
 def digest(content: Any) -> str:
@@ -103,9 +80,9 @@ def digest(content: Any) -> str:
 def code(*patterns: str) -> str:
     """Digest of files of this package."""
     package = Path(__file__).parents[1]
-    files = sorted({file for pattern in patterns for file in package.glob(pattern)})
-    sums = {str(file.relative_to(package)): hashlib.sha256(file.read_bytes()) for file in files}
-    return digest({name: one.hexdigest() for name, one in sums.items()})
+    files = {file for pattern in patterns for file in package.glob(pattern)}
+    content = {str(file.relative_to(package)): file.read_text("utf-8") for file in files}
+    return digest(content)
 
 
 class Plan:
@@ -123,26 +100,23 @@ class Plan:
     def add(self, trial: Trial) -> Path:
         """Plan a trial and the networks that it needs; give the path of its file."""
         params, content = trial.params, trial.params.model_dump()
-        own_data = params.data != self.base.data
-        data = self.data
-        if own_data:
-            data = digest([data, params.data.model_dump(), code("data/split.py")])
-        task = Task(str(Path.cwd()), content, own_data, {})
-        paths = {}
+        data, resplit = self.data, params.data != self.base.data
+        if resplit:
+            data = digest([data, content["data"], code("data/split.py")])
+        task = Task(str(Path.cwd()), content, resplit, {})
         for name, entry in params.networks.items():
-            if not own_data and entry == self.in_step(name, params.device):
-                paths[name] = str(checkpoint_path(name))
+            if not resplit and entry == self.in_step(name, params.device):
+                task.networks[name] = str(checkpoint_path(name))
                 continue
-            made_of = [name, entry.model_dump(), params.device, data, code(*OF_NETWORKS)]
-            paths[name] = str(FOLDER / f"networks/{digest(made_of)}.safetensors")
-            self.networks.setdefault(paths[name], task._replace(networks={name: paths[name]}))
-        sources = {entry.source for entry in params.problems.values()}
-        without = {"data", "sweeps"} if str(MASKS) in sources else {"data", "masks", "sweeps"}
-        own = {pattern.format(problem) for problem in params.problems for pattern in OF_PROBLEM}
-        codes = code(*OF_NETWORKS, *OF_TRIALS, *sorted(own))
-        matters = {key: value for key, value in content.items() if key not in without}
-        path = str(FOLDER / f"trials/{digest([matters, data, codes])}.json")
-        self.trials.setdefault(path, task._replace(networks=paths, path=path))
+            key = digest([name, entry.model_dump(), params.device, data, code(*OF_NETWORKS)])
+            task.networks[name] = path = str(FOLDER / f"networks/{key}.safetensors")
+            self.networks.setdefault(path, task._replace(networks={name: path}))
+        masked = str(MASKS) in {entry.source for entry in params.problems.values()}
+        matters = content | {"data": data, "masks": content["masks"] if masked else None}
+        own = (pattern.format(name) for name in params.problems for pattern in OF_PROBLEM)
+        key = digest([matters, code(*OF_TRIALS, *own)])
+        path = str(FOLDER / f"trials/{key}.json")
+        self.trials.setdefault(path, task._replace(path=path))
         return Path(path)
 
     def _in_step(self, name: str, device: str) -> NetworkEntry | None:
@@ -162,21 +136,22 @@ class Plan:
         return check_networks({name: entry})[name]
 
 
-def make(sweep: Sweep, base: Params, *, name: str) -> tuple[list[Done], int]:
+def make(sweep: Sweep, base: Params, *, name: str) -> tuple[list[Result], int]:
     """Make what is not there yet of a sweep: networks first, then trials.
 
     Returns
     -------
-    trials : list of Done
-        In the order of the sweep.
+    results : list of dict
+        Of each trial: ``trial``, its digest; ``started``, ``seconds``; ``refused``, the reason or
+        None; ``params``; and by run ``metrics``, numbers for a table, ``scores``, all of them, and
+        the ``record`` of the reconstruction.
     before : int
         How many of them were done before.
 
     Raises
     ------
     Refusal
-        When another sweep is running here, or the engine cannot work. What a trial refuses is its
-        result.
+        When another sweep is running here, or the engine cannot work.
     """
     FOLDER.mkdir(parents=True, exist_ok=True)
     try:
@@ -184,37 +159,36 @@ def make(sweep: Sweep, base: Params, *, name: str) -> tuple[list[Done], int]:
             plan = Plan(base)
             files = [plan.add(trial) for trial in sweep.trials]
             before = sum(file.exists() for file in files)
-            todo = [task for task in plan.trials.values() if not Path(task.path).exists()]
+            todo = [task for path, task in plan.trials.items() if not Path(path).exists()]
             wanted = {path for task in todo for path in task.networks.values()}
-            networks = [
+            untrained = [
                 task
                 for path, task in plan.networks.items()
                 if path in wanted and not Path(path).with_suffix(".json").exists()
             ]
-            for kind, function, tasks in (("networks", train, networks), ("trials", score, todo)):
-                bar = tqdm(total=len(tasks), desc=f"{name}: {kind}", disable=None)
-                with bar:
+            for kind, function, tasks in (("networks", train, untrained), ("trials", score, todo)):
+                with tqdm(total=len(tasks), desc=f"{name}: {kind}", disable=None) as bar:
                     for _ in engine.run(function, tasks) if tasks else ():
                         bar.update()
     except Timeout:
         raise Refusal("another sweep is running here; start this one when it has ended") from None
-    return [Done(file.stem, read_json(file)) for file in files], before
+    return [read_json(file) for file in files], before
 
 
 @contextmanager
-def _working(task: Task) -> Iterator[tuple[Params, Callable[[str], Split]]]:
-    """Give a trial's parameters and splits; what is computed takes no further workers, one thread
-    each, and prints nothing."""
+def working(task: Task) -> Iterator[tuple[Params, Callable[[str], Split]]]:
+    """Give a trial's parameters and splits; what is computed takes no further workers, one thread,
+    and prints nothing."""
     os.environ.update(RETRACE_ENGINE="local", RETRACE_WORKERS="1")
     torch.set_num_threads(1)
     silent = io.StringIO()
     with chdir(task.root), redirect_stdout(silent), redirect_stderr(silent):
         params = Params.model_validate(task.params)
-        anew = cache(partial(split_raw, params.data))
+        parts = cache(partial(split_raw, params.data))
 
         @cache
         def split(name: str) -> Split:
-            return as_tensors(anew()[name]) if task.own_data else read_split(name)
+            return as_tensors(parts()[name]) if task.resplit else read_split(name)
 
         yield params, split
 
@@ -222,12 +196,15 @@ def _working(task: Task) -> Iterator[tuple[Params, Callable[[str], Split]]]:
 def train(task: Task) -> None:
     """Train a network; its record is written last, or why it was refused."""
     ((name, path),) = task.networks.items()
-    with _working(task) as (params, split):
-        entry, place = params.networks[name], chosen(params.device)
-        dataset = params.data.name
+    with working(task) as (params, split):
         try:
             network, record = train_network(
-                name, entry, split("train"), split("validation"), device=place, dataset=dataset
+                name,
+                params.networks[name],
+                split("train"),
+                split("validation"),
+                device=chosen(params.device),
+                dataset=params.data.name,
             )
             kept = {key: record[key] for key in ("architecture", "arguments", "dataset")}
             save_checkpoint(network, name=name, path=Path(path), **kept)
@@ -238,37 +215,30 @@ def train(task: Task) -> None:
 
 def score(task: Task) -> None:
     """Make and score the runs of a trial."""
-    with _working(task) as (params, split):
+    path = Path(task.path)
+    with working(task) as (params, split):
+        result: Result = {"trial": path.stem, "params": task.params, "runs": {}, "refused": None}
         started = time.time()
-        runs: Result = {}
-        refused = None
         try:
             for problem in params.problems:
-                runs |= scores_of(problem, params, split, networks=task.networks, path=task.path)
+                result["runs"] |= scores_of(problem, params, split, task)
         except Refusal as refusal:
-            refused = str(refusal)
-        outcome = {"started": started, "seconds": time.time() - started, "refused": refused}
-        write_json(Path(task.path), {**outcome, "params": task.params, "runs": runs})
+            result |= {"runs": {}, "refused": str(refusal)}
+        write_json(path, {**result, "started": started, "seconds": time.time() - started})
 
 
 def scores_of(
-    problem: str,
-    params: Params,
-    split: Callable[[str], Split],
-    *,
-    networks: dict[str, str],
-    path: str,
-) -> Result:
-    """Results of a problem's runs, by their names; see `Done`.
-
-    What stages hand on by files is handed on here by their paths alone.
-    """
+    problem: str, params: Params, split: Callable[[str], Split], task: Task
+) -> dict[str, Result]:
+    """Results of a problem's runs, by their names, see `make`. What stages hand on as files is
+    handed on in memory, under the same paths."""
 
     def load(name: str) -> tuple[nn.Module, Result]:
-        record = read_json(Path(networks[name]).with_suffix(".json"))
+        path = Path(task.networks[name])
+        record = read_json(path.with_suffix(".json"))
         if "refused" in record:
             raise Refusal(record["refused"])
-        return load_checkpoint(Path(networks[name]))[0], record
+        return load_checkpoint(path)[0], record
 
     entry, scoring = params.problems[problem], params.scoring
     files: dict[Path, Arrays] = {}
@@ -290,17 +260,14 @@ def scores_of(
                 dict(given),
                 header=trained,
                 device=params.device,
-                interrupted=FOLDER / f"interrupted/{Path(path).stem}-{name}.npz",
+                interrupted=FOLDER / f"interrupted/{Path(task.path).stem}-{name}.npz",
             )
     scorer = part(problem, "score").Scorer(ground, records)
     results = {}
     for name, record in records.items():
         scores, headline = scorer(Run(name, record, files[reconstruction_path(problem, name)]))
-        metrics = {
-            **headline,
-            "n": scores["n"],
-            "seconds": record["seconds"],
-            "training_seconds": load(record["network"])[1]["seconds"],
-        }
+        seconds = {"seconds": record["seconds"]}
+        seconds["training_seconds"] = load(record["network"])[1]["seconds"]
+        metrics = {**headline, "n": scores["n"], **seconds}
         results[name] = {"metrics": metrics, "scores": scores, "record": record}
     return results

@@ -411,7 +411,7 @@ def test_a_changed_split_is_made_for_the_trial(
         task.add(trial)
         (planned,) = task.trials.values()
         assert Path(planned.path).stem == name
-        with running._working(planned) as (_, split):
+        with running.working(planned) as (_, split):
             observed.append(split("train")[0])
     assert observed[0].shape == observed[1].shape and not torch.equal(*observed)
     assert torch.equal(observed[0], images)
