@@ -88,7 +88,7 @@ def point_of(result: Result, run: str, values: dict[str, Any]) -> dict[str, Any]
     kept = ("candidates", "identified", "matched", "n", "null_matched", "null_n", "precision_at")
     return {
         **{key: found["scores"][key] for key in (*kept, "threshold")},
-        "attack": {"seconds": found["record"]["seconds"]},
+        "attack": {key: found["record"][key] for key in ("seconds", "peak_memory")},
         "training": {"seconds": found["scores"]["training_seconds"]},
         "values": values,
     }
