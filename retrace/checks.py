@@ -14,6 +14,7 @@ from retrace.pipeline.params import (
     RunEntry,
     bind,
     find,
+    parse_yaml,
     shown,
 )
 from retrace.problems import names, needed, part
@@ -100,3 +101,24 @@ def check_runs(params: Params) -> dict[str, RunEntry]:
         settings = bind(module.reconstruct, entry.settings, where=f"{where}.settings", given=GIVEN)
         whole[name] = entry.model_copy(update={"settings": settings})
     return whole
+
+
+def left_over(params: Params, lock: Path = Path("dvc.lock")) -> list[Path]:
+    """Files that dvc.lock says were made for networks and runs that params.yaml has no more.
+
+    Whole folders of checkpoints and reconstructions are dependencies of scores: with these files
+    in them, they are not what a clone has. DVC's cache still holds them.
+    """
+    if not lock.exists():
+        return []
+    stages = (parse_yaml(lock.read_bytes(), name=str(lock)) or {}).get("stages", {})
+    known = {*(f"train@{name}" for name in params.networks)}
+    known |= {f"reconstruct@{name}" for name in params.runs}
+    made = [
+        Path(out["path"])
+        for name, stage in stages.items()
+        if name.startswith(("train@", "reconstruct@")) and name not in known
+        for out in stage.get("outs", [])
+    ]
+    kept = {Path(out["path"]) for name in known & stages.keys() for out in stages[name]["outs"]}
+    return [path for path in made if path.is_file() and path not in kept]

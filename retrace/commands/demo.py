@@ -24,8 +24,10 @@ def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     result = dict(base)
     for key, value in changes.items():
         known = base.get(key)
-        both = isinstance(value, dict) and isinstance(known, dict)
-        result[key] = merged(known, value) if both else value
+        if isinstance(value, dict) and isinstance(known, dict):
+            result[key] = merged(known, value)
+        else:
+            result[key] = value
     return result
 
 
@@ -33,9 +35,9 @@ def params_of(base: dict[str, Any], demo: dict[str, Any]) -> dict[str, Any]:
     """params.yaml of the demo: of some sections the entries that it keeps, and what it changes."""
     kept = {
         section: {name: base[section][name] for name in names}
-        for section, names in demo["keep"].items()
+        for section, names in demo.get("keep", {}).items()
     }
-    return merged({**base, **kept, "sweeps": {}}, demo["change"])
+    return merged({**base, **kept, "sweeps": {}}, demo.get("change", {}))
 
 
 def prepare(folder: Path) -> None:
