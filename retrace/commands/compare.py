@@ -7,6 +7,8 @@ lacks is said on the page. The code is today's for both states, so that both are
 
 import argparse
 import hashlib
+import os
+import re
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import chdir
@@ -16,6 +18,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from retrace.pipeline.command import Refusal, run
 from retrace.pipeline.params import parse_yaml, shown
+from retrace.report import charts, pictures
 from retrace.report.model import (
     Block,
     Case,
@@ -31,7 +34,6 @@ from retrace.report.model import (
     Table,
 )
 from retrace.report.page import (
-    PROBLEMS,
     dataset_facts,
     machine,
     rendered,
@@ -39,12 +41,13 @@ from retrace.report.page import (
     versions,
     write_page,
 )
+from retrace.report.sections import ordered, section_of, show_of
 from retrace.tracking.git import committed, git
 
 COMPARISON = Path("metrics/compare.html")
 NAMES = ("A", "B")
 SAME_IMAGES = ("data/test.npz", "data/train.npz", "data/observed/imputation.npz")
-NOT_DRAWN = ("data/raw", "data/checked", "metrics/page.html")
+METRICS = re.compile(r"metrics/(headline/)?\w+/[^/]+\.json$")
 Part = TypeVar("Part")
 
 
@@ -147,26 +150,24 @@ def laid_out(revision: str, folder: Path, cache: Path) -> LaidOut:
             f"{revision}: dvc.lock or params.yaml cannot be read ({error!r:.160})"
         ) from None
     folder.mkdir()
-    missing, sums = [], []
+    sums = []
     for out in (out for stage in stages.values() for out in stage.get("outs", [])):
         path, digest = str(out["path"]), str(out.get("md5", ""))
-        if path in NOT_DRAWN or path.startswith("metrics/report"):
-            continue
         if path in SAME_IMAGES:
             sums.append(f"{path} {digest}")
-        target = folder / path
         source = cache / digest[:2] / digest[2:]
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if path.startswith("metrics/"):
-            try:
-                target.write_bytes(shown_at(revision, path))
-            except Refusal as refusal:
-                missing.append(str(refusal))
-        elif len(digest) > 2 and source.is_file():
+        if len(digest) > 2 and source.is_file():
+            target = folder / path
+            target.parent.mkdir(parents=True, exist_ok=True)
             target.symlink_to(source.resolve())
+    listed = git("ls-tree", "-r", "-z", "--name-only", revision, "metrics/")
+    for path in filter(METRICS.match, os.fsdecode(listed).split("\0")):
+        target = folder / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(shown_at(revision, path))
     # Runs that dvc.lock remembers and params.yaml no longer names are not shown.
     name = params.get("data", {}).get("name", "unknown")
-    state = State(runs, networks, scoring, name, forgiving=True, missing=missing)
+    state = State(runs, networks, scoring, name, forgiving=True)
     return LaidOut(state, sums, params)
 
 
@@ -221,6 +222,12 @@ def tables(before: Table, after: Table) -> Table:
     return replace(after, rows=rows)
 
 
+def looks(strip: Strip) -> list[str]:
+    """What is seen of a strip: two that differ by less are the same."""
+    error = [] if strip.error is None else [pictures.address(strip.error)]
+    return [pictures.address(strip.images, strip.colours), *error]
+
+
 def strips_of(before: Sequence[Strip], after: Sequence[Strip]) -> list[Strip]:
     """Strips of both: one where they are the same picture, otherwise one above the other."""
     found = []
@@ -230,7 +237,7 @@ def strips_of(before: Sequence[Strip], after: Sequence[Strip]) -> list[Strip]:
             found.append(replace(old, note=f"only in {NAMES[0]}"))
         elif old is None:
             found.append(replace(new, note=f"only in {NAMES[1]}"))
-        elif (old.picture, old.error) == (new.picture, new.error):
+        elif looks(old) == looks(new):
             found.append(new)
         else:
             note = f"{old.note} → {new.note}" if old.note and new.note else new.note
@@ -256,8 +263,7 @@ def galleries(before: Gallery, after: Gallery) -> Gallery:
 
 def blocks_of(old: Block | None, new: Block | None) -> list[Block]:
     """A block of both states; where they cannot be laid over each other, each with its name."""
-    apart = isinstance(old, Steps) and isinstance(new, Steps) and old.captions != new.captions
-    if old is None or new is None or apart:
+    if old is None or new is None or captions_of(old) != captions_of(new):
         return [
             replace(block, title=f"{block.title} ({name})")
             for name, block in zip(NAMES, (old, new), strict=True)
@@ -270,7 +276,13 @@ def blocks_of(old: Block | None, new: Block | None) -> list[Block]:
     if isinstance(old, Steps) and isinstance(new, Steps):
         return [replace(new, strips=strips_of(old.strips, new.strips))]
     assert isinstance(old, Chart) and isinstance(new, Chart)
-    return [new if old.svg == new.svg else replace(new, before=old.svg)]
+    same = charts.svg(old, name="") == charts.svg(new, name="")
+    return [new if same else replace(new, before=old)]
+
+
+def captions_of(block: Block) -> list[Sequence[str]]:
+    """What stands above the columns of steps: only where it is the same are they laid over."""
+    return [strip.captions for strip in block.strips] if isinstance(block, Steps) else []
 
 
 def summaries(old: Summary | None, new: Summary | None) -> Summary | None:
@@ -296,26 +308,22 @@ def joined(before: Sequence[Section], after: Sequence[Section]) -> list[Section]
 def drawn(folder: Path, state: State) -> tuple[list[Section], dict[str, str], dict[str, float]]:
     """Sections, facts about the dataset and seconds by stage of a state laid out in a folder."""
     with chdir(folder):  # paths of artifacts are relative
-        try:
+        facts = {"dataset": f"{state.dataset}: its description is not in DVC's cache"}
+        with state.noting():
             facts = dict(dataset_facts())
-        except Refusal as refusal:
-            state.lacks(refusal)
-            facts = {"dataset": f"{state.dataset}: its description is not in DVC's cache"}
-        parts = [section_of(problem, state) for problem in PROBLEMS]
+        parts = [attempted(problem, state) for problem in ordered()]
         return parts, facts, dict(stage_seconds(state))
 
 
-def section_of(problem: Any, state: State) -> Section:
+def attempted(problem: str, state: State) -> Section:
     """A problem's section; without content, and with a note, where today's code cannot read what
     a revision has."""
     try:
-        found: Section = problem.section(state)
+        return section_of(problem, state)
     except (Refusal, KeyError, IndexError, ValueError) as error:
-        state.missing.append(
-            f"{problem.TITLE}: today's code cannot read its files ({error!r:.120})"
-        )
-        return Section(problem.PROBLEM, problem.TITLE, problem.LEAD, None, [])
-    return found
+        show = show_of(problem)
+        state.missing.append(f"{show.TITLE}: today's code cannot read its files ({error!r:.120})")
+        return Section(problem, show.TITLE, show.LEAD)
 
 
 def main(a: str, b: str) -> None:
@@ -348,7 +356,6 @@ def main(a: str, b: str) -> None:
         states=(f"{a} ({commits['A'][:7]})", f"{b} ({commits['B'][:7]})"),
         missing=missing,
         parameters=differences(first.params, second.params),
-        stamp=False,
     )
     write_page(COMPARISON, text)
     lacking = sum(len(lines) for lines in missing.values())

@@ -1,17 +1,24 @@
-"""What a page shows, as data, and the state of a pipeline that it is drawn from."""
+"""What a report shows, as data, and the state of a pipeline that it is drawn from.
 
-from collections.abc import Iterable, Mapping, Sequence
+Each table, gallery and chart is built once, by a problem's ``show``; `retrace.report.page` renders
+it as HTML, `retrace.report.files` as Markdown, CSV and PNG.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from markupsafe import Markup
 from numpy.typing import NDArray
 
 from retrace.measures.quality import bootstrap
 from retrace.pipeline.artifacts import metrics_path, read_arrays, read_json, reconstruction_path
 from retrace.pipeline.command import Refusal
+from retrace.report.pictures import Colours
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Better = Literal["lower", "higher", ""]
 Scores = dict[str, Any]
@@ -83,13 +90,17 @@ class Table:
 
 @dataclass(frozen=True)
 class Strip:
-    """A row of images as one PNG, and beside it their errors."""
+    """A row of images (n, h, w) or (n, 3, h, w), and beside it their errors; see
+    `retrace.report.pictures` for the colours. Captions, where there are some, are of the images
+    below them."""
 
     label: str
-    picture: str
+    images: NDArray[Any]
     alt: str
-    error: str = ""
+    colours: Colours = "grey"
+    error: NDArray[Any] | None = None
     note: str = ""
+    captions: Sequence[str] = ()
     first: bool = True  # whether it is shown before someone asks for all methods
     given: bool = False  # the truth and what was observed, which no filter hides
     before: "Strip | None" = None  # in a comparison, where it differs
@@ -104,35 +115,46 @@ class Case:
 
 @dataclass(frozen=True)
 class Gallery:
-    """Strips by group (a mask, a precision, a run) and case."""
+    """Strips by group (a mask, a precision, a run) and case.
+
+    `sheets` names the groups that stand side by side in a file, and `errors` the colours of the
+    strips' errors."""
 
     title: str
     rule: str
     groups: Mapping[str, Sequence[Case]]
-    group_label: str
+    group_label: str = ""
     first: str = ""
-    error_label: str = "error"
+    errors: Colours = "heat"
+    sheets: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Chart:
+    """A figure, drawn when it is asked for, with a text that says the same."""
+
     title: str
-    svg: Markup
+    draw: Callable[[], "Figure"]
     alt: str
     caption: str = ""
-    before: Markup | None = None  # in a comparison, where it differs
+    file: str = ""
     wide: bool = False
+    before: "Chart | None" = None  # in a comparison, where it differs
 
 
 @dataclass(frozen=True)
 class Steps:
-    """Images in columns with captions, a strip a line: along iterations, or unit by task."""
+    """Images in columns, a strip a line: along iterations, or unit by task."""
 
     title: str
-    captions: Sequence[str]
     strips: Sequence[Strip]
     caption: str = ""
+    file: str = ""
     open: bool = True  # whether it is shown before someone asks for it
+
+    @property
+    def columns(self) -> int:
+        return max((len(strip.images) for strip in self.strips), default=0)
 
 
 Block = Table | Gallery | Chart | Steps
@@ -156,11 +178,16 @@ class Summary:
 
 @dataclass(frozen=True)
 class Section:
+    """All of a problem: blocks are on the page, and in files where they name one; sheets are in
+    files alone. `rows` are tables for machines, by the name of their file."""
+
     problem: str
     title: str
     lead: str
-    summary: Summary | None
-    blocks: Sequence[Block]
+    summary: Summary | None = None
+    blocks: Sequence[Block] = ()
+    sheets: Sequence[Steps] = ()
+    rows: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
 
 
 @dataclass
@@ -170,9 +197,9 @@ class State:
     Attributes
     ----------
     runs : dict
-        ``problem``, ``method``, ``network`` and ``settings`` by name.
+        Entries of params.yaml by name, of which the ``problem`` is read.
     networks : dict
-        ``architecture``, ``arguments`` and ``training`` by name.
+        Likewise, of which the names are read.
     scoring : dict
         ``resamples`` and ``seed`` of the bootstrap.
     dataset : str
@@ -183,48 +210,37 @@ class State:
     """
 
     runs: Mapping[str, Mapping[str, Any]]
-    networks: Mapping[str, Mapping[str, Any]]
+    networks: Mapping[str, Any]
     scoring: Mapping[str, Any]
     dataset: str
     forgiving: bool = False
     chosen: dict[str, dict[str, list[int]]] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
 
+    @contextmanager
+    def noting(self) -> Iterator[None]:
+        """Where a missing file is forgiven, leave out the rest of the block and note the file."""
+        try:
+            yield
+        except Refusal as refusal:
+            if not self.forgiving:
+                raise
+            text = str(refusal).split(";")[0]
+            if text not in self.missing:
+                self.missing.append(text)
+
     def scores(self, problem: str) -> dict[str, Scores]:
         """Metrics of all runs of a problem, by name."""
         found = {}
         for name, entry in self.runs.items():
             if entry["problem"] == problem:
-                try:
-                    found[name] = read_json(metrics_path(name))
-                except Refusal as refusal:
-                    self.lacks(refusal)
+                with self.noting():
+                    found[name] = read_json(metrics_path(problem, name))
         return found
 
-    def arrays(self, name: str, *only: str) -> Arrays | None:
-        """Arrays of a run's reconstruction, or None where it is missing and that is forgiven."""
-        try:
-            return read_arrays(reconstruction_path(name), only=only)
-        except Refusal as refusal:
-            self.lacks(refusal)
-            return None
-
-    def seconds(self, path: Path) -> float | None:
-        """Seconds that a stage's own file names, or None where it is missing and that is
-        forgiven."""
-        try:
-            return float(read_json(path)["seconds"])
-        except Refusal as refusal:
-            self.lacks(refusal)
-            return None
-
-    def lacks(self, refusal: Refusal) -> None:
-        """Note what cannot be shown, or refuse."""
-        if not self.forgiving:
-            raise refusal
-        text = str(refusal).split(";")[0]
-        if text not in self.missing:
-            self.missing.append(text)
+    def arrays(self, name: str, *only: str) -> Arrays:
+        """Arrays of a run's reconstruction."""
+        return read_arrays(reconstruction_path(self.runs[name]["problem"], name), only=only)
 
     def choose(
         self, key: str, errors: NDArray[Any], *, among: NDArray[Any] | None = None

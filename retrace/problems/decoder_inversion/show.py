@@ -1,21 +1,16 @@
 """Decoder inversion: codes of a decoder's own outputs, and of images that no code produced."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import nn
 
-from retrace.pipeline.artifacts import (
-    CODES,
-    checkpoint_path,
-    load_checkpoint,
-    observed_path,
-    read_arrays,
-)
-from retrace.pipeline.command import Refusal
-from retrace.problems.decoder_inversion import score as decoder_inversion
+from retrace.problems import Arrays, Ground, Run
 from retrace.problems.decoder_inversion.score import OFF_RANGE, ROUNDING
-from retrace.report import charts, strips
+from retrace.report import charts
 from retrace.report.model import (
     Block,
     Case,
@@ -38,14 +33,17 @@ from retrace.report.model import (
     total_seconds,
     trivial,
 )
+from retrace.report.pictures import TRACKED, code, mosaic
 
 PROBLEM = "decoder_inversion"
 TITLE = "Decoder inversion"
+ORDER = 4
 LEAD = (
     "An image that a decoder made from a code. Which code was it, and which code comes nearest for "
     "a real image that no code produced?"
 )
 PRECISIONS = dict(zip(ROUNDING, ("float64", "float32", "8 bits"), strict=True))
+KINDS = {**PRECISIONS, OFF_RANGE: "test images"}
 EXACT = next(iter(ROUNDING))
 WATCHED = 2  # images along iterations
 
@@ -53,8 +51,6 @@ WATCHED = 2  # images along iterations
 def section(state: State) -> Section:
     """Tables on and off the range, errors by precision, gallery, iterations."""
     runs = state.scores(PROBLEM)
-    if not runs:
-        return Section(PROBLEM, TITLE, LEAD, None, [])
     errors = {name: s[EXACT]["code_error_median"] for name, s in runs.items()}
     best = best_of(runs, errors, better="lower")
     by_error = sorted(runs, key=lambda name: errors[name])
@@ -63,9 +59,23 @@ def section(state: State) -> Section:
         on_range_table(runs, order=by_error),
         off_range_table(runs, order=by_mse),
         precision_chart(runs, order=by_error),
-        *([tradeoff(runs)] if len(runs) > 1 else []),
+        *charts.tradeoff(
+            [
+                charts.Point(
+                    short(name, PROBLEM), s["seconds_per_1000"], s[OFF_RANGE]["mse"], trivial(s)
+                )
+                for name, s in runs.items()
+            ],
+            label="MSE, test images",
+            form=".4f",
+            unit="seconds for 1,000 images",
+            caption="Further down is better, further left is faster; grey: nothing is searched.",
+        ),
     ]
-    pictures, more = shown(state, runs, order=by_error, best=best, nearest=by_mse[0])
+    pictures: list[Strip] = []
+    with state.noting():
+        pictures, more = shown(state, runs, order=by_error, best=best, nearest=by_mse[0])
+        blocks += more
     found = runs[best][EXACT]
     greys = [name for name in by_error if trivial(runs[name])]
     summary = Summary(
@@ -80,14 +90,14 @@ def section(state: State) -> Section:
         runs=len(runs),
         seconds=total_seconds(runs.values()),
     )
-    return Section(PROBLEM, TITLE, LEAD, summary, [*blocks, *more])
+    return Section(PROBLEM, TITLE, LEAD, summary, blocks)
 
 
 def on_range_table(runs: dict[str, Scores], *, order: list[str]) -> Table:
     columns = [Column("method")]
     for label in PRECISIONS.values():
         columns += [
-            Column(f"{label}: error", "lower", "median of ‖z − ẑ‖∞; small: 95 % quantile"),
+            Column(f"{label}: error", "lower", "median of ‖z − ẑ‖∞; small: 95 % quantile, largest"),
             Column(f"{label}: MSE", "lower", "of G(ẑ) against G(z) before rounding"),
             Column(f"{label}: solved", "higher", "same pixels within what was rounded away"),
         ]
@@ -96,9 +106,9 @@ def on_range_table(runs: dict[str, Scores], *, order: list[str]) -> Table:
         cells = [Cell(runs[name]["method"])]
         for group in PRECISIONS:
             s = runs[name][group]
-            error, tail = s["code_error_median"], s["code_error_p95"]
+            error, tail, largest = (s[f"code_error_{key}"] for key in ("median", "p95", "max"))
             cells += [
-                Cell(f"{error:.0e}", error, f"95 %: {tail:.0e}"),
+                Cell(f"{error:.0e}", error, f"95 %: {tail:.0e}, largest {largest:.0e}"),
                 score(s, "mse", ".0e"),
                 number(s["solved"], ".1%"),
             ]
@@ -114,42 +124,40 @@ def off_range_table(runs: dict[str, Scores], *, order: list[str]) -> Table:
         Column("÷ encoder", "lower", "the MSE divided by that of the encoder’s means"),
         Column("SSIM", "higher"),
         Column("median ‖z‖", "", "length of the code"),
+        Column("largest ‖z‖"),
+        Column("÷ best known", "lower", "the objective, divided by the best of 45 starts"),
         Column("solved", "higher", "within 1 % of the best known objective"),
         Column("seconds / 1,000", "", "over images of both kinds"),
     ]
     rows = []
     for name in order:
         s = runs[name][OFF_RANGE]
-        rows.append(
-            Row(
-                short(name, PROBLEM),
-                [
-                    Cell(runs[name]["method"]),
-                    score(s, "mse", ".4f"),
-                    number(s["mse_over_encoder"], ".2f"),
-                    score(s, "ssim", ".3f"),
-                    number(s["norm_median"], ".1f"),
-                    number(s.get("solved"), ".0%"),
-                    number(runs[name]["seconds_per_1000"], ".1f"),
-                ],
-                trivial=trivial(runs[name]),
-            )
-        )
+        cells = [
+            Cell(runs[name]["method"]),
+            score(s, "mse", ".4f"),
+            number(s["mse_over_encoder"], ".2f"),
+            score(s, "ssim", ".3f"),
+            number(s["norm_median"], ".1f"),
+            number(s["norm_max"], ".0f"),
+            number(s.get("objective_over_best"), ".3f"),
+            number(s.get("solved"), ".0%"),
+            number(runs[name]["seconds_per_1000"], ".1f"),
+        ]
+        rows.append(Row(short(name, PROBLEM), cells, trivial=trivial(runs[name])))
     n = next(iter(runs.values()))["n"]
     return Table(f"{n} test images, which no code produced", columns, rows)
 
 
 def precision_chart(runs: dict[str, Scores], *, order: list[str]) -> Chart:
-    places = list(range(len(PRECISIONS)))
+    places = range(len(PRECISIONS))
     series = {
         short(name, PROBLEM): (places, [runs[name][g]["code_error_median"] for g in PRECISIONS])
         for name in order
     }
     return Chart(
         "Error of the code by precision and method",
-        charts.lines(
+        lambda: charts.lines(
             series,
-            name=f"{PROBLEM}-precision",
             x="precision of the observed image",
             y="median error of the code",
             marks=True,
@@ -164,72 +172,50 @@ def precision_chart(runs: dict[str, Scores], *, order: list[str]) -> Chart:
     )
 
 
-def tradeoff(runs: dict[str, Scores]) -> Chart:
-    points = [
-        charts.Point(short(name, PROBLEM), s["seconds_per_1000"], s[OFF_RANGE]["mse"], trivial(s))
-        for name, s in runs.items()
-    ]
-    return Chart(
-        "Quality against seconds",
-        charts.tradeoff(
-            points,
-            name=f"{PROBLEM}-seconds",
-            label="MSE, test images",
-            unit="seconds for 1,000 images",
-        ),
-        "MSE on test images against seconds for 1,000: "
-        + "; ".join(f"{p.label} {p.value:.4f} in {p.seconds:.1f} s" for p in points),
-        "Further down is better, further left is faster; grey: nothing is searched.",
-    )
+@torch.no_grad()
+def decoded(network: nn.Module, codes: NDArray[Any]) -> NDArray[Any]:
+    """(n, d) codes to (n, 28, 28) images by a network in float64."""
+    images: NDArray[Any] = network.decode(torch.from_numpy(codes).double()).numpy()  # type: ignore[operator]
+    return images
 
 
 def shown(
     state: State, runs: dict[str, Scores], *, order: list[str], best: str, nearest: str
 ) -> tuple[list[Strip], list[Block]]:
     """Pictures of the first screen; gallery by kind of image, and strips along iterations."""
-    try:
-        network, _ = load_checkpoint(checkpoint_path(runs[best]["network"]))
-        observations = read_arrays(observed_path(PROBLEM))
-        codes = read_arrays(CODES)["codes"]
-    except Refusal as refusal:
-        state.lacks(refusal)
-        return [], []
-    network.double()
-    found = {n: arrays for n in order if (arrays := state.arrays(n)) is not None}
-    if best not in found or nearest not in found:
-        return [], []
-    kinds, observed = observations["groups"].tolist(), observations["observed"]
-    names = {**PRECISIONS, OFF_RANGE: "test images"}
+    ground = Ground(PROBLEM)
+    network = ground.network(runs[best]["network"]).double()
+    codes, observed = ground.truth["codes"], ground.given["observed"]
+    kinds: list[str] = ground.given["groups"].tolist()
+    found: dict[str, Arrays] = {best: state.arrays(best), nearest: state.arrays(nearest)}
+    for name in order:
+        with state.noting():
+            found[name] = found.get(name) or state.arrays(name)
+    found = {name: found[name] for name in order if name in found}
     groups: dict[str, list[Case]] = {}
     for i, kind in enumerate(kinds):
-        reference = nearest if kind == OFF_RANGE else best
+        of = nearest if kind == OFF_RANGE else best
         if kind == OFF_RANGE:
-            decoded = decoder_inversion.decoded(network, found[reference]["estimate"][i])
-            errors, what = ((decoded - observed[i]) ** 2).mean(axis=(1, 2)), "MSE"
+            output = decoded(network, found[of]["estimate"][i])
+            errors, what = ((output - observed[i]) ** 2).mean(axis=(1, 2)), "MSE"
         else:
-            errors = abs(found[reference]["estimate"][i] - codes).max(axis=1)
-            what = "error"
-        cases = []
+            errors, what = abs(found[of]["estimate"][i] - codes).max(axis=1), "error"
+        cases = groups[KINDS[kind]] = []
         for case, index in state.choose(f"{PROBLEM}/{kind}", errors).items():
-            images = observed[i, index]
-            alt = f"{names[kind]}, {case}"
-            rows = [Strip("image", strips.grey(images), f"{alt}: images given", given=True)]
+            images, alt = observed[i, index], f"{KINDS[kind]}, {case}"
+            rows = [Strip("image", images, f"{alt}: images given", given=True)]
             for name, arrays in found.items():
-                output = decoder_inversion.decoded(network, arrays["estimate"][i, index])
+                label = short(name, PROBLEM)
+                output = decoded(network, arrays["estimate"][i, index])
                 error = abs(output - images)
+                text = f"{alt}: decoded again from the codes of {label}"
                 rows.append(
-                    Strip(
-                        short(name, PROBLEM),
-                        strips.grey(output),
-                        f"{alt}: decoded again from the codes of {short(name, PROBLEM)}",
-                        strips.heat(error),
-                        f"{(error**2).mean():.1e}",
-                    )
+                    Strip(label, output, text, error=error, note=f"{(error**2).mean():.1e}")
                 )
             low, high = errors[index].min(), errors[index].max()
-            note = f"{what} of {short(reference, PROBLEM)}: {low:.0e} to {high:.0e}"
-            cases.append(Case(case, note, rows))
-        groups[names[kind]] = cases
+            cases.append(
+                Case(case, f"{what} of {short(of, PROBLEM)}: {low:.0e} to {high:.0e}", rows)
+            )
     gallery = Gallery(
         "Good, median and worst images, decoded again",
         f"Outputs of the decoder in the order of {short(best, PROBLEM)}’s error of the code, test "
@@ -237,32 +223,55 @@ def shown(
         "around the median, and the last ones. Beside each method its MSE on the images shown.",
         groups,
         "images",
-        first=names[kinds[0]],
+        first=KINDS[kinds[0]],
+        sheets={PROBLEM: [KINDS[EXACT], KINDS[OFF_RANGE]]},
     )
+    off = kinds.index(OFF_RANGE)
     steps = [
-        iterations(state, name, arrays, observed, position=kinds.index(OFF_RANGE), network=network)
+        iterations(arrays, observed[off], position=off, network=network, run=short(name, PROBLEM))
         for name, arrays in found.items()
         if "snapshots" in arrays
     ]
-    middle = state.chosen[f"{PROBLEM}/{EXACT}"]["median"][0]
-    i = kinds.index(EXACT)
+    middle, i = state.chosen[f"{PROBLEM}/{EXACT}"]["median"][0], kinds.index(EXACT)
+    answer = found[best]["estimate"][i, middle]
     pictures = [
-        Strip("code", strips.code(codes[middle]), "a code: a value a square"),
-        Strip("its image", strips.grey(observed[i, middle : middle + 1]), "what it decodes to"),
-        Strip("code found", strips.code(found[best]["estimate"][i, middle]), "the code found"),
+        Strip("code", code(codes[middle]), "a code: a value a square", colours="signed"),
+        Strip("its image", observed[i, middle : middle + 1], "what it decodes to"),
+        Strip("code found", code(answer), "the code found", colours="signed"),
     ]
     return pictures, [gallery, *steps]
 
 
 def iterations(
-    state: State, name: str, arrays: Any, observed: Any, *, position: int, network: torch.nn.Module
+    arrays: Arrays, images: NDArray[Any], *, position: int, network: nn.Module, run: str
 ) -> Steps:
     """Test images, decoded from the codes after more and more iterations."""
+    captions = ["image", *(str(step) for step in arrays["snapshot_steps"])]
     rows = []
     for i in range(min(WATCHED, arrays["snapshots"].shape[2])):
-        output = decoder_inversion.decoded(network, arrays["snapshots"][:, position, i])
-        picture = strips.grey(np.concatenate([observed[position, i : i + 1], output]))
-        rows.append(Strip(f"{i + 1}", picture, f"test image {i + 1}, decoded step by step"))
-    captions = ["image", *(str(step) for step in arrays["snapshot_steps"])]
-    title = f"Along the iterations, test images: {short(name, PROBLEM)}"
-    return Steps(title, captions, rows, "The numbers count steps.")
+        output = decoded(network, arrays["snapshots"][:, position, i])
+        frames = np.concatenate([images[i : i + 1], output])
+        alt = f"test image {i + 1}, decoded step by step"
+        rows.append(Strip(f"{i + 1}", frames, alt, captions=captions if i == 0 else ()))
+    title = f"Along the iterations, test images: {run}"
+    return Steps(title, rows, "The numbers count steps.")
+
+
+def pictures(run: Run, ground: Ground) -> Iterator[tuple[str, int, Any]]:
+    """Of each group the images given, and below them decoded again and the error; of images off
+    the range also along the iterations."""
+    network = ground.network(run.record["network"]).double()
+    kinds: list[str] = ground.given["groups"].tolist()
+
+    def picture(i: int, codes: NDArray[Any]) -> Any:
+        given = ground.given["observed"][i, :TRACKED]
+        output = decoded(network, codes[:TRACKED])
+        return mosaic([given, output, abs(output - given)])
+
+    for i, kind in enumerate(kinds):
+        yield f"{kind}/decoded", 0, picture(i, run.arrays["estimate"][i])
+    if "snapshots" in run.arrays:
+        off = kinds.index(OFF_RANGE)
+        steps = run.arrays["snapshot_steps"].tolist()
+        for step, snapshot in zip(steps, run.arrays["snapshots"], strict=True):
+            yield f"{OFF_RANGE}/iterations", step, picture(off, snapshot[off])
