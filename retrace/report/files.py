@@ -15,6 +15,8 @@ from retrace.report import charts
 from retrace.report.model import Cell, Chart, Gallery, Section, Steps, Table
 from retrace.report.pictures import coloured, scale_of, sheet, stacked
 
+LARGE = (6, 10)  # rows and columns of a sheet, at most, whose images are drawn larger
+
 
 def write_text(path: Path, text: str) -> None:
     with written_whole(path) as temporary:
@@ -70,6 +72,12 @@ def summary(parts: Sequence[Section]) -> str:
     return lines(["problem", "best method", "result", "what is measured", "trivial"], rows)
 
 
+def scale(rows: Mapping[str, NDArray[Any]]) -> int:
+    """Screen pixels for each pixel of a sheet's images."""
+    images = next(iter(rows.values()))
+    return scale_of(images) + (len(rows) <= LARGE[0] and len(images) <= LARGE[1])
+
+
 def steps_sheet(steps: Steps, *, title: str) -> Image.Image:
     """Its strips one below the other, each with the captions that stand above it."""
     bands: list[tuple[list[str], dict[str, NDArray[Any]]]] = []
@@ -77,9 +85,10 @@ def steps_sheet(steps: Steps, *, title: str) -> Image.Image:
         if strip.captions or not bands:
             bands.append(([*strip.captions], {}))
         bands[-1][1][strip.label] = coloured(strip.images, strip.colours)
+
     return stacked(
         [
-            sheet(rows, title="" if i else title, columns=captions, scale=_scale(rows))
+            sheet(rows, title="" if i else title, columns=captions, scale=scale(rows))
             for i, (captions, rows) in enumerate(bands)
         ]
     )
@@ -95,18 +104,15 @@ def gallery_sheet(gallery: Gallery, groups: Sequence[str], *, title: str) -> Ima
         count = len(case.strips[0].images)
         columns += captions or [name if i == count // 2 else "" for i in range(count)]
     by_label = [{strip.label: strip for strip in case.strips} for _, case in cases]
-    rows = {
-        label: np.concatenate([coloured(c[label].images, c[label].colours) for c in by_label])
-        for label in by_label[0]
-        if all(label in case for case in by_label)
-    }
-    return sheet(rows, title=title, columns=columns, scale=_scale(rows))
-
-
-def _scale(rows: Mapping[str, NDArray[Any]]) -> int:
-    """Screen pixels for each pixel: more for few images."""
-    images = next(iter(rows.values()))
-    return scale_of(images) + (len(images) <= 10)
+    rows = {}
+    for label in by_label[0]:
+        strips = [case[label] for case in by_label if label in case]
+        if len(strips) == len(cases):
+            rows[label] = np.concatenate([coloured(s.images, s.colours) for s in strips])
+            changes = [coloured(s.error, "signed") for s in strips if s.error is not None]
+            if changes and gallery.errors == "signed":
+                rows["difference"] = np.concatenate(changes)
+    return sheet(rows, title=title, columns=columns, scale=scale(rows))
 
 
 def drawn(section: Section, *, dataset: str) -> Iterator[tuple[str, Image.Image | Chart]]:
@@ -114,7 +120,7 @@ def drawn(section: Section, *, dataset: str) -> Iterator[tuple[str, Image.Image 
     for block in [*section.blocks, *section.sheets]:
         if isinstance(block, Gallery):
             for file, groups in block.sheets.items():
-                title = f"{block.title} ({dataset}, {', '.join(groups)})"
+                title = f"{block.title} ({', '.join([dataset, *filter(None, groups)])})"
                 yield file, gallery_sheet(block, groups, title=title)
         elif isinstance(block, Steps) and block.file:
             yield block.file, steps_sheet(block, title=f"{block.title} ({dataset})")

@@ -63,7 +63,8 @@ def sheet(
     top = line * (bool(title) + bool(columns))
     strips = [_strip(images, scale=scale) for images in rows.values()]
     height, width = strips[0].shape[:2]
-    picture = Image.new("RGB", (left + width, top + len(strips) * (height + GAP) + GAP), BACKGROUND)
+    across = max(left + width, int(font.getlength(title)) + 3 * GAP)
+    picture = Image.new("RGB", (across, top + len(strips) * (height + GAP) + GAP), BACKGROUND)
     draw = ImageDraw.Draw(picture)
     draw.text((GAP, GAP), title, fill=INK, font=font)
     for i, (caption, strip) in enumerate(zip(rows, strips, strict=True)):

@@ -169,8 +169,8 @@ def shown(state: State, runs: dict[str, Scores], *, best: str) -> tuple[list[Str
         "Good, median and worst images",
         f"All test images in the order of {of_best}’s MSE: those around the 5 % quantile, around "
         "the median, and the last ones.",
-        {"all": cases},
-        sheets={PROBLEM: ["all"]},
+        {"": cases},
+        sheets={PROBLEM: [""]},
     )
     middle = chosen["median"][:1]
     one = np.clip(first[middle], 0, 1)

@@ -371,9 +371,9 @@ def nearest(state: State, run: Run, *, label: str) -> tuple[Gallery, list[Strip]
         f"{run.settings['probability']:g}, in the order of their distance: around the nearest "
         "5 %, around the median, and the farthest. Beside them what was changed: red is brighter, "
         "blue darker.",
-        {"all": cases},
+        {"": cases},
         errors="signed",
-        sheets={f"{PROBLEM}_{label}": ["all"]},
+        sheets={f"{PROBLEM}_{label}": [""]},
     )
     middle = chosen["median"][:1]
     before, _, after = labels[middle[0]].partition(" to ")
