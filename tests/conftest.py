@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, settings
 from retrace.data.download import digits
 from retrace.data.split import split
 
-if TYPE_CHECKING:  # what `stages` says of threads that wait is read when torch is imported
+if TYPE_CHECKING:  # what `retrace` says of threads that wait is read when torch is imported
     import torch
 
 # No example is too slow, however busy the machine is, and each run tries the same ones.
@@ -114,6 +114,13 @@ TINY: dict[str, Any] = {
             "random_50": {"kind": "random", "share": 0.5},
         },
     },
+    "problems": {
+        "autoencoding": {"source": "data/dataset.json"},
+        "imputation": {"source": "data/masks.npz"},
+        "training_data": {"source": "data/validation.npz"},
+        "network_inversion": {"source": "models/vae.safetensors"},
+        "decoder_inversion": {"source": "models/vae.safetensors", "settings": {"images": 12}},
+    },
     "runs": {
         "autoencoding-ffnn": {
             "problem": "autoencoding",
@@ -126,6 +133,12 @@ TINY: dict[str, Any] = {
             "method": "fill",
             "network": "gaussian",
             "settings": {"value": "mean"},
+        },
+        "imputation-ridge": {
+            "problem": "imputation",
+            "method": "ridge",
+            "network": "gaussian",
+            "settings": {"penalty": 0.01},
         },
         "imputation-known": {
             "problem": "imputation",
@@ -210,7 +223,7 @@ TINY: dict[str, Any] = {
             },
         },
     },
-    "scoring": {"resamples": 200, "ridge": 0.01, "seed": 0},
+    "scoring": {"resamples": 200, "seed": 0},
 }
 
 
@@ -288,7 +301,7 @@ def make_workspace() -> Callable[[Path], Path]:
         listed = execute(
             "git", "ls-files", "--cached", "--others", "--exclude-standard", cwd=ROOT
         ).stdout.split("\n")
-        kept = ("stages/", ".dvc", ".ci/", "dvc.yaml", "demo.yaml", ".gitignore")
+        kept = ("retrace/", "stages/", ".dvc", ".ci/", "dvc.yaml", "demo.yaml", ".gitignore")
         for name in filter(lambda n: n.startswith(kept), listed):
             target = folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
