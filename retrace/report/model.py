@@ -4,7 +4,7 @@ Each table, gallery and chart is built once, by a problem's ``show``; `retrace.r
 it as HTML, `retrace.report.files` as Markdown, CSV and PNG.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
@@ -45,9 +45,12 @@ class Cell:
 
 @dataclass(frozen=True)
 class Column:
+    """A column, and how its cell follows from the scores of a run."""
+
     label: str
     better: Better = ""
     hint: str = ""
+    cell: Callable[[Scores], Cell] = lambda scores: Cell()
 
 
 @dataclass(frozen=True)
@@ -230,17 +233,18 @@ class State:
                 self.missing.append(text)
 
     def scores(self, problem: str) -> dict[str, Scores]:
-        """Metrics of all runs of a problem, by name."""
+        """Metrics of all runs of a problem, by short name."""
         found = {}
         for name, entry in self.runs.items():
             if entry["problem"] == problem:
                 with self.noting():
-                    found[name] = read_json(metrics_path(problem, name))
+                    found[short(name, problem)] = read_json(metrics_path(problem, name))
         return found
 
-    def arrays(self, name: str, *only: str) -> Arrays:
-        """Arrays of a run's reconstruction."""
-        return read_arrays(reconstruction_path(self.runs[name]["problem"], name), only=only)
+    def arrays(self, problem: str, name: str, *only: str) -> Arrays:
+        """Arrays of a run's reconstruction, by its short name."""
+        (whole,) = (run for run in self.runs if run in (name, f"{problem}-{name}"))
+        return read_arrays(reconstruction_path(problem, whole), only=only)
 
     def choose(
         self, key: str, errors: NDArray[Any], *, among: NDArray[Any] | None = None
@@ -299,8 +303,42 @@ def score(scores: Mapping[str, Any], key: str, form: str) -> Cell:
     return number(scores.get(key), form, scores.get(f"{key}_low"), scores.get(f"{key}_high"))
 
 
-def words(*texts: str) -> list[Cell]:
-    return [Cell(text) for text in texts]
+def scored(key: str, form: str, label: str, better: Better = "", hint: str = "") -> Column:
+    """A column of a score, whose key may be of a part: ``masks/bottom/mse``."""
+    *parts, last = key.split("/")
+
+    def cell(scores: Scores) -> Cell:
+        for part in parts:
+            scores = scores[part]
+        return score(scores, last, form)
+
+    return Column(label, better, hint, cell)
+
+
+METHOD, NETWORK = (
+    Column("method", cell=lambda scores: Cell(scores["method"])),
+    Column("network", cell=lambda scores: Cell(scores["network"])),
+)
+
+
+def tabulated(
+    title: str,
+    runs: Mapping[str, Scores],
+    columns: Sequence[Column],
+    *,
+    grey: Collection[str] | None = None,
+    note: str = "",
+) -> Table:
+    """A table of runs in their order; grey are those named or, without names, the trivial ones."""
+    rows = [
+        Row(
+            name,
+            [column.cell(scores) for column in columns],
+            trivial(scores) if grey is None else name in grey,
+        )
+        for name, scores in runs.items()
+    ]
+    return Table(title, columns, rows, note)
 
 
 def best_of(runs: Mapping[str, Scores], values: Mapping[str, float], *, better: Better) -> str:

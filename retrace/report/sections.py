@@ -1,16 +1,13 @@
 """The sections of a report, a problem each, in the order that they ask for."""
 
-from collections.abc import Mapping
 from importlib.util import find_spec
 from types import SimpleNamespace
 from typing import Any
 
-from retrace.pipeline.artifacts import DATASET, headline_path, read_json
+from retrace.pipeline.artifacts import DATASET, read_json
 from retrace.pipeline.params import load
 from retrace.problems import names, part
-from retrace.report.model import Cell, Column, Row, Section, State, Table, number, short
-
-IDENTITY = ("dataset", "problem", "method", "network", "settings", "seed")
+from retrace.report.model import METHOD, NETWORK, Section, State, scored, tabulated
 
 
 def present_state() -> State:
@@ -25,41 +22,19 @@ def present_state() -> State:
 
 
 def show_of(problem: str) -> Any:
-    """How a problem is shown: by its ``show.py`` or, without one, by a table of its headlines."""
+    """How a problem is shown: by its ``show.py`` or, without one, by a table of its numbers."""
     if find_spec(f"retrace.problems.{problem}.show"):
         return part(problem, "show")
 
     def section(state: State) -> Section:
-        found: dict[str, Mapping[str, Any]] = {}
-        for name in state.scores(problem):
-            with state.noting():
-                found[name] = read_json(headline_path(problem, name))
-        return Section(problem, title, "", blocks=[headlines(problem, found)])
+        runs = state.scores(problem)
+        scores = next(iter(runs.values()))
+        keys = [key for key, value in scores.items() if isinstance(value, int | float)]
+        columns = [METHOD, NETWORK, *(scored(key, ".4g", key) for key in keys)]
+        return Section(problem, title, "", blocks=[tabulated("All runs", runs, columns)])
 
     title = problem.replace("_", " ").capitalize()
     return SimpleNamespace(TITLE=title, LEAD="", ORDER=100, section=section)
-
-
-def headlines(problem: str, runs: Mapping[str, Mapping[str, Any]]) -> Table:
-    """The numbers of every run's headline."""
-    keys = [
-        key
-        for key in dict.fromkeys(key for scores in runs.values() for key in scores)
-        if key not in IDENTITY
-    ]
-
-    def cell(value: Any) -> Cell:
-        return number(value, ".4g") if isinstance(value, int | float) else Cell(str(value or ""))
-
-    rows = [
-        Row(
-            short(name, problem),
-            [Cell(s["method"]), Cell(s["network"]), *(cell(s.get(key)) for key in keys)],
-        )
-        for name, s in runs.items()
-    ]
-    columns = [Column("method"), Column("network"), *map(Column, keys)]
-    return Table("All runs", columns, rows)
 
 
 def ordered() -> list[str]:

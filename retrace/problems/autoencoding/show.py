@@ -12,12 +12,11 @@ from retrace.pipeline.artifacts import baselines_path, history_path, read_json
 from retrace.problems import Ground, Run
 from retrace.report import charts
 from retrace.report.model import (
+    NETWORK,
     Block,
     Case,
     Chart,
-    Column,
     Gallery,
-    Row,
     Scores,
     Section,
     State,
@@ -25,11 +24,10 @@ from retrace.report.model import (
     Summary,
     Table,
     best_of,
-    number,
     score,
-    short,
+    scored,
+    tabulated,
     total_seconds,
-    words,
 )
 from retrace.report.pictures import COLOURS, TRACKED, mosaic
 
@@ -54,7 +52,7 @@ def section(state: State) -> Section:
     for name, s in runs.items():
         with state.noting():
             seconds = float(read_json(history_path(s["network"]))["seconds"])
-            points.append(charts.Point(short(name, PROBLEM), seconds, s["mse"]))
+            points.append(charts.Point(name, seconds, s["mse"]))
     blocks += charts.tradeoff(
         points,
         label="MSE, test images",
@@ -71,7 +69,7 @@ def section(state: State) -> Section:
         headline=f"{scores['mse_over_pca']:.2f} × PCA’s error",
         meaning=f"with {scores['code_size']} numbers for 784 pixels",
         pictures=pictures,
-        method=short(best, PROBLEM),
+        method=best,
         result=score(scores, "mse", ".4f"),
         measure=f"MSE, {scores['n']} test images",
         better="lower",
@@ -84,34 +82,23 @@ def section(state: State) -> Section:
 
 def table(runs: dict[str, Scores]) -> Table:
     columns = [
-        Column("network"),
-        Column("code"),
-        Column("MSE", "lower", "over all test images"),
-        Column("÷ PCA", "lower", "the MSE divided by PCA’s with as many components"),
-        Column("PSNR, dB", "higher"),
-        Column("SSIM", "higher"),
-        Column("seconds", "", "of all test images"),
+        NETWORK,
+        scored("code_size", "d", "code"),
+        scored("mse", ".4f", "MSE", "lower", "over all test images"),
+        scored("mse_over_pca", ".2f", "÷ PCA", "lower", "divided by PCA’s with as many components"),
+        scored("psnr", ".1f", "PSNR, dB", "higher"),
+        scored("ssim", ".3f", "SSIM", "higher"),
+        scored("seconds", ".2f", "seconds", "", "of all test images"),
     ]
-    rows = [
-        Row(
-            short(name, PROBLEM),
-            [
-                *words(s["network"]),
-                number(s["code_size"], "d"),
-                score(s, "mse", ".4f"),
-                number(s["mse_over_pca"], ".2f"),
-                score(s, "psnr", ".1f"),
-                score(s, "ssim", ".3f"),
-                number(s["seconds"], ".2f"),
-            ],
-        )
-        for name, s in runs.items()
-    ]
-    for size, mse in sorted({(s["code_size"], s["pca_mse"]) for s in runs.values()}):
-        cells = [*words("–"), number(size, "d"), number(mse, ".4f"), number(1.0, ".2f")]
-        cells += [number(quality.psnr(mse), ".1f"), *words("", "")]
-        rows.append(Row(f"PCA, {size}", cells, trivial=True))
-    return Table("Every autoencoder on all test images", columns, rows)
+    linear = {
+        f"PCA, {size}": {
+            **{"network": "–", "code_size": size, "mse": mse, "mse_over_pca": 1.0},
+            "psnr": quality.psnr(mse),
+        }
+        for size, mse in sorted({(s["code_size"], s["pca_mse"]) for s in runs.values()})
+    }
+    title = "Every autoencoder on all test images"
+    return tabulated(title, runs | linear, columns, grey=linear)
 
 
 def code_sizes(runs: dict[str, Scores], pca_mse: list[float], *, best: str) -> Chart:
@@ -124,8 +111,7 @@ def code_sizes(runs: dict[str, Scores], pca_mse: list[float], *, best: str) -> C
         for i, (name, s) in enumerate(runs.items()):
             mark = charts.MARKERS[i % len(charts.MARKERS)]
             colour = COLOURS[i % len(COLOURS)]
-            label = short(name, PROBLEM)
-            axes.plot(s["code_size"], s["mse"], mark, color=colour, markersize=8, label=label)
+            axes.plot(s["code_size"], s["mse"], mark, color=colour, markersize=8, label=name)
         axes.set(xscale="log", yscale="log", xlabel="values in the code", ylabel="MSE, test images")
         axes.legend()
         return figure
@@ -134,7 +120,7 @@ def code_sizes(runs: dict[str, Scores], pca_mse: list[float], *, best: str) -> C
         "What the bottleneck costs",
         draw,
         "MSE on test images against the number of values in the code: PCA as a curve, each "
-        f"network as a point below it. The lowest ratio to PCA has {short(best, PROBLEM)}.",
+        f"network as a point below it. The lowest ratio to PCA has {best}.",
         "Below PCA’s curve, a network keeps more than any linear code of its size.",
         file="code_size",
     )
@@ -143,31 +129,30 @@ def code_sizes(runs: dict[str, Scores], pca_mse: list[float], *, best: str) -> C
 def shown(state: State, runs: dict[str, Scores], *, best: str) -> tuple[list[Strip], Gallery]:
     """Pictures of the first screen, and the gallery."""
     truth = Ground(PROBLEM).truth["images"]
-    first = state.arrays(best, "estimate")["estimate"]
+    first = state.arrays(PROBLEM, best, "estimate")["estimate"]
     error = ((first - truth) ** 2).mean(axis=(1, 2))
     chosen = state.choose(PROBLEM, error)
-    of_best = short(best, PROBLEM)
     cases = [
         Case(
             case,
-            f"MSE of {of_best}: {error[index].min():.4f} to {error[index].max():.4f}",
+            f"MSE of {best}: {error[index].min():.4f} to {error[index].max():.4f}",
             [Strip("original", truth[index], f"{case}: originals", given=True)],
         )
         for case, index in chosen.items()
     ]
     for name in runs:
         with state.noting():
-            label, output = short(name, PROBLEM), state.arrays(name, "estimate")["estimate"]
+            output = state.arrays(PROBLEM, name, "estimate")["estimate"]
             for case in cases:
                 index = chosen[case.name]
                 found = np.clip(output[index], 0, 1)
                 wrong = abs(found - truth[index])
                 note = f"{(wrong**2).mean():.4f}"
-                alt = f"{case.name}: {label}"
-                case.strips.append(Strip(label, found, alt, error=wrong, note=note))
+                alt = f"{case.name}: {name}"
+                case.strips.append(Strip(name, found, alt, error=wrong, note=note))
     gallery = Gallery(
         "Good, median and worst images",
-        f"All test images in the order of {of_best}’s MSE: those around the 5 % quantile, around "
+        f"All test images in the order of {best}’s MSE: those around the 5 % quantile, around "
         "the median, and the last ones.",
         {"": cases},
         sheets={PROBLEM: [""]},

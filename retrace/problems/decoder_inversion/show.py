@@ -1,6 +1,6 @@
 """Decoder inversion: codes of a decoder's own outputs, and of images that no code produced."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -12,13 +12,13 @@ from retrace.problems import Arrays, Ground, Run
 from retrace.problems.decoder_inversion.score import OFF_RANGE, ROUNDING
 from retrace.report import charts
 from retrace.report.model import (
+    METHOD,
     Block,
     Case,
     Cell,
     Chart,
     Column,
     Gallery,
-    Row,
     Scores,
     Section,
     State,
@@ -28,8 +28,8 @@ from retrace.report.model import (
     Table,
     best_of,
     number,
-    score,
-    short,
+    scored,
+    tabulated,
     total_seconds,
     trivial,
 )
@@ -51,19 +51,17 @@ WATCHED = 2  # images along iterations
 def section(state: State) -> Section:
     """Tables on and off the range, errors by precision, gallery, iterations."""
     runs = state.scores(PROBLEM)
+    runs = dict(sorted(runs.items(), key=lambda item: item[1][EXACT]["code_error_median"]))
     errors = {name: s[EXACT]["code_error_median"] for name, s in runs.items()}
     best = best_of(runs, errors, better="lower")
-    by_error = sorted(runs, key=lambda name: errors[name])
-    by_mse = sorted(runs, key=lambda name: runs[name][OFF_RANGE]["mse"])
+    by_mse = dict(sorted(runs.items(), key=lambda item: item[1][OFF_RANGE]["mse"]))
     blocks: list[Block] = [
-        on_range_table(runs, order=by_error),
-        off_range_table(runs, order=by_mse),
-        precision_chart(runs, order=by_error),
+        on_range_table(runs),
+        off_range_table(by_mse),
+        precision_chart(runs),
         *charts.tradeoff(
             [
-                charts.Point(
-                    short(name, PROBLEM), s["seconds_per_1000"], s[OFF_RANGE]["mse"], trivial(s)
-                )
+                charts.Point(name, s["seconds_per_1000"], s[OFF_RANGE]["mse"], trivial(s))
                 for name, s in runs.items()
             ],
             label="MSE, test images",
@@ -74,85 +72,74 @@ def section(state: State) -> Section:
     ]
     pictures: list[Strip] = []
     with state.noting():
-        pictures, more = shown(state, runs, order=by_error, best=best, nearest=by_mse[0])
+        pictures, more = shown(state, runs, best=best, nearest=next(iter(by_mse)))
         blocks += more
     found = runs[best][EXACT]
-    greys = [name for name in by_error if trivial(runs[name])]
+    greys = [name for name, s in runs.items() if trivial(s)]
     summary = Summary(
         headline=f"{found['solved']:.0%} of codes recovered",
         meaning=f"to a median error of {found['code_error_median']:.0e}, from outputs in float64",
         pictures=pictures,
-        method=short(best, PROBLEM),
+        method=best,
         result=number(found["code_error_median"], ".0e"),
         measure="median of the largest error in a code, float64",
         better="lower",
-        baseline=f"{errors[greys[0]]:.0e} ({short(greys[0], PROBLEM)})" if greys else "–",
+        baseline=f"{errors[greys[0]]:.0e} ({greys[0]})" if greys else "–",
         runs=len(runs),
         seconds=total_seconds(runs.values()),
     )
     return Section(PROBLEM, TITLE, LEAD, summary, blocks)
 
 
-def on_range_table(runs: dict[str, Scores], *, order: list[str]) -> Table:
-    columns = [Column("method")]
-    for label in PRECISIONS.values():
+def on_range_table(runs: dict[str, Scores]) -> Table:
+    def error(group: str) -> Callable[[Scores], Cell]:
+        def cell(scores: Scores) -> Cell:
+            keys = ("code_error_median", "code_error_p95", "code_error_max")
+            median, tail, largest = (scores[group][key] for key in keys)
+            return Cell(f"{median:.0e}", median, f"95 %: {tail:.0e}, largest {largest:.0e}")
+
+        return cell
+
+    hints = (
+        "median of ‖z − ẑ‖∞; small: 95 % quantile, largest",
+        "of G(ẑ) against G(z) before rounding",
+        "same pixels within what was rounded away",
+    )
+    columns = [METHOD]
+    for group, label in PRECISIONS.items():
         columns += [
-            Column(f"{label}: error", "lower", "median of ‖z − ẑ‖∞; small: 95 % quantile, largest"),
-            Column(f"{label}: MSE", "lower", "of G(ẑ) against G(z) before rounding"),
-            Column(f"{label}: solved", "higher", "same pixels within what was rounded away"),
+            Column(f"{label}: error", "lower", hints[0], error(group)),
+            scored(f"{group}/mse", ".0e", f"{label}: MSE", "lower", hints[1]),
+            scored(f"{group}/solved", ".1%", f"{label}: solved", "higher", hints[2]),
         ]
-    rows = []
-    for name in order:
-        cells = [Cell(runs[name]["method"])]
-        for group in PRECISIONS:
-            s = runs[name][group]
-            error, tail, largest = (s[f"code_error_{key}"] for key in ("median", "p95", "max"))
-            cells += [
-                Cell(f"{error:.0e}", error, f"95 %: {tail:.0e}, largest {largest:.0e}"),
-                score(s, "mse", ".0e"),
-                number(s["solved"], ".1%"),
-            ]
-        rows.append(Row(short(name, PROBLEM), cells, trivial=trivial(runs[name])))
     n = next(iter(runs.values()))["n"]
-    return Table(f"The codes of {n} outputs of the decoder, by precision", columns, rows)
+    return tabulated(f"The codes of {n} outputs of the decoder, by precision", runs, columns)
 
 
-def off_range_table(runs: dict[str, Scores], *, order: list[str]) -> Table:
+def off_range_table(runs: dict[str, Scores]) -> Table:
+    def off(key: str, form: str, *rest: Any) -> Column:
+        return scored(f"{OFF_RANGE}/{key}", form, *rest)
+
     columns = [
-        Column("method"),
-        Column("MSE", "lower"),
-        Column("÷ encoder", "lower", "the MSE divided by that of the encoder’s means"),
-        Column("SSIM", "higher"),
-        Column("median ‖z‖", "", "length of the code"),
-        Column("largest ‖z‖"),
-        Column("÷ best known", "lower", "the objective, divided by the best of 45 starts"),
-        Column("solved", "higher", "within 1 % of the best known objective"),
-        Column("seconds / 1,000", "", "over images of both kinds"),
+        METHOD,
+        off("mse", ".4f", "MSE", "lower"),
+        off("mse_over_encoder", ".2f", "÷ encoder", "lower", "divided by the encoder’s"),
+        off("ssim", ".3f", "SSIM", "higher"),
+        off("norm_median", ".1f", "median ‖z‖", "", "length of the code"),
+        off("norm_max", ".0f", "largest ‖z‖"),
+        off("objective_over_best", ".3f", "÷ best known", "lower", "of 45 starts"),
+        off("solved", ".0%", "solved", "higher", "within 1 % of the best known objective"),
+        scored("seconds_per_1000", ".1f", "seconds / 1,000", "", "over images of both kinds"),
     ]
-    rows = []
-    for name in order:
-        s = runs[name][OFF_RANGE]
-        cells = [
-            Cell(runs[name]["method"]),
-            score(s, "mse", ".4f"),
-            number(s["mse_over_encoder"], ".2f"),
-            score(s, "ssim", ".3f"),
-            number(s["norm_median"], ".1f"),
-            number(s["norm_max"], ".0f"),
-            number(s.get("objective_over_best"), ".3f"),
-            number(s.get("solved"), ".0%"),
-            number(runs[name]["seconds_per_1000"], ".1f"),
-        ]
-        rows.append(Row(short(name, PROBLEM), cells, trivial=trivial(runs[name])))
     n = next(iter(runs.values()))["n"]
-    return Table(f"{n} test images, which no code produced", columns, rows)
+    return tabulated(f"{n} test images, which no code produced", runs, columns)
 
 
-def precision_chart(runs: dict[str, Scores], *, order: list[str]) -> Chart:
+def precision_chart(runs: dict[str, Scores]) -> Chart:
     places = range(len(PRECISIONS))
     series = {
-        short(name, PROBLEM): (places, [runs[name][g]["code_error_median"] for g in PRECISIONS])
-        for name in order
+        name: (places, [s[group]["code_error_median"] for group in PRECISIONS])
+        for name, s in runs.items()
     }
     return Chart(
         "Error of the code by precision and method",
@@ -180,18 +167,19 @@ def decoded(network: nn.Module, codes: NDArray[Any]) -> NDArray[Any]:
 
 
 def shown(
-    state: State, runs: dict[str, Scores], *, order: list[str], best: str, nearest: str
+    state: State, runs: dict[str, Scores], *, best: str, nearest: str
 ) -> tuple[list[Strip], list[Block]]:
     """Pictures of the first screen; gallery by kind of image, and strips along iterations."""
     ground = Ground(PROBLEM)
     network = ground.network(runs[best]["network"]).double()
     codes, observed = ground.truth["codes"], ground.given["observed"]
     kinds: list[str] = ground.given["groups"].tolist()
-    found: dict[str, Arrays] = {best: state.arrays(best), nearest: state.arrays(nearest)}
-    for name in order:
+    found: dict[str, Arrays] = {}
+    for name in runs:
         with state.noting():
-            found[name] = found.get(name) or state.arrays(name)
-    found = {name: found[name] for name in order if name in found}
+            found[name] = state.arrays(PROBLEM, name)
+    if best not in found or nearest not in found:
+        return [], []
     groups: dict[str, list[Case]] = {}
     for i, kind in enumerate(kinds):
         of = nearest if kind == OFF_RANGE else best
@@ -205,21 +193,16 @@ def shown(
             images, alt = observed[i, index], f"{KINDS[kind]}, {case}"
             rows = [Strip("image", images, f"{alt}: images given", given=True)]
             for name, arrays in found.items():
-                label = short(name, PROBLEM)
                 output = decoded(network, arrays["estimate"][i, index])
                 error = abs(output - images)
-                text = f"{alt}: decoded again from the codes of {label}"
-                rows.append(
-                    Strip(label, output, text, error=error, note=f"{(error**2).mean():.1e}")
-                )
+                text = f"{alt}: decoded again from the codes of {name}"
+                rows.append(Strip(name, output, text, error=error, note=f"{(error**2).mean():.1e}"))
             low, high = errors[index].min(), errors[index].max()
-            cases.append(
-                Case(case, f"{what} of {short(of, PROBLEM)}: {low:.0e} to {high:.0e}", rows)
-            )
+            cases.append(Case(case, f"{what} of {of}: {low:.0e} to {high:.0e}", rows))
     gallery = Gallery(
         "Good, median and worst images, decoded again",
-        f"Outputs of the decoder in the order of {short(best, PROBLEM)}’s error of the code, test "
-        f"images in the order of {short(nearest, PROBLEM)}’s MSE: those around the 5 % quantile, "
+        f"Outputs of the decoder in the order of {best}’s error of the code, test "
+        f"images in the order of {nearest}’s MSE: those around the 5 % quantile, "
         "around the median, and the last ones. Beside each method its MSE on the images shown.",
         groups,
         "images",
@@ -228,7 +211,7 @@ def shown(
     )
     off = kinds.index(OFF_RANGE)
     steps = [
-        iterations(arrays, observed[off], position=off, network=network, run=short(name, PROBLEM))
+        iterations(arrays, observed[off], position=off, network=network, run=name)
         for name, arrays in found.items()
         if "snapshots" in arrays
     ]

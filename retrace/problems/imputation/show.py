@@ -14,13 +14,15 @@ from retrace.pipeline.artifacts import baselines_path, read_json
 from retrace.problems import Arrays, Ground, Run
 from retrace.report import charts
 from retrace.report.model import (
+    METHOD,
+    NETWORK,
+    Better,
     Block,
     Case,
     Cell,
     Chart,
     Column,
     Gallery,
-    Row,
     Scores,
     Section,
     State,
@@ -31,10 +33,10 @@ from retrace.report.model import (
     best_of,
     number,
     score,
-    short,
+    scored,
+    tabulated,
     total_seconds,
     trivial,
-    words,
 )
 from retrace.report.pictures import TRACKED, completed, mosaic
 
@@ -57,166 +59,128 @@ def section(state: State) -> Section:
     """Tables, trade-off, gallery by mask and case, and completions along the iterations."""
     runs = state.scores(PROBLEM)
     masks = list(next(iter(runs.values()))["masks"])
-    runs = {name: s for name, s in runs.items() if set(masks) <= set(s["masks"])}
-    means = {name: mean(s, masks, "mse") for name, s in runs.items()}
-    order = sorted(runs, key=lambda name: means[name])
-    best = best_of(runs, means, better="lower")
+    # Of another state, some may have been scored under other masks.
+    runs = {
+        name: s | {"mse": mean(s, "mse"), "masks": {mask: s["masks"][mask] for mask in masks}}
+        for name, s in sorted(runs.items(), key=lambda item: mean(item[1], "mse"))
+        if set(masks) <= set(s["masks"])
+    }
+    best = best_of(runs, {name: s["mse"] for name, s in runs.items()}, better="lower")
     pictures: list[Strip] = []
     more: list[Block] = []
-    intervals: Intervals = {}
     with state.noting():
-        pictures, more, intervals = shown(state, runs, masks, order=order, best=best)
+        pictures, more, intervals = shown(state, runs, masks, best=best)
+        for name, (low, high) in intervals.items():
+            runs[name] |= {"mse_low": low, "mse_high": high}
     note = f"{len(masks)} masks, {runs[best]['n']} test images under each"
     with state.noting():
         right = read_json(baselines_path(PROBLEM))["classifier_accuracy"]
         note += f"; the classifier behind the agreement is right on {right:.2%} of the test images"
-    stochastic = [name for name in order if "crps" in runs[name]["masks"][masks[0]]]
+    stochastic = {name: s for name, s in runs.items() if "crps" in s["masks"][masks[0]]}
+    by_mask = [scored(f"masks/{mask}/mse", ".4f", mask, "lower") for mask in masks]
     blocks: list[Block] = [
-        summary_table(runs, masks, order=order, intervals=intervals, note=note),
-        mask_table(runs, masks, order=order),
-        *([samples_table(runs, masks, order=stochastic)] if stochastic else []),
+        summary_table(runs, note=note),
+        tabulated("MSE over the missing pixels by mask", runs, by_mask),
+        *([samples_table(stochastic)] if stochastic else []),
         *charts.tradeoff(
-            [
-                charts.Point(short(name, PROBLEM), s["seconds"], means[name], trivial(s))
-                for name, s in runs.items()
-            ],
+            [charts.Point(name, s["seconds"], s["mse"], trivial(s)) for name, s in runs.items()],
             label="MSE over missing pixels",
             form=".3f",
             unit=f"seconds, {runs[best]['n']} images under {len(masks)} masks",
             caption="Further down is better, further left is faster; grey: no image is looked at.",
         ),
-        *([calibration(runs, masks, order=stochastic)] if stochastic else []),
+        *([calibration(stochastic)] if stochastic else []),
         *more,
     ]
-    greys = [name for name in order if trivial(runs[name])]
-    agreement = mean(runs[best], masks, "agreement")
+    greys = [name for name, s in runs.items() if trivial(s)]
+    agreement = mean(runs[best], "agreement")
     summary = Summary(
         headline=f"{agreement:.0%} still read as the same digit",
         meaning="by an independent classifier, after the missing pixels were filled in",
         pictures=pictures,
-        method=short(best, PROBLEM),
-        result=number(means[best], ".3f", *intervals.get(best, (None, None))),
+        method=best,
+        result=score(runs[best], "mse", ".3f"),
         measure=f"MSE over missing pixels, mean over {len(masks)} masks",
         better="lower",
-        baseline=f"{means[greys[0]]:.3f} ({short(greys[0], PROBLEM)})" if greys else "–",
+        baseline=f"{runs[greys[0]]['mse']:.3f} ({greys[0]})" if greys else "–",
         runs=len(runs),
         seconds=total_seconds(runs.values()),
     )
     rows = [
-        {"run": short(name, PROBLEM), "mask": mask, **s["masks"][mask]}
+        {"run": name, "mask": mask, **s["masks"][mask]}
         for name, s in runs.items()
         for mask in masks
     ]
     return Section(PROBLEM, TITLE, LEAD, summary, blocks, rows={"imputation.csv": rows})
 
 
-def mean(scores: Scores, masks: list[str], key: str) -> float:
-    return float(np.mean([scores["masks"][mask][key] for mask in masks]))
+def mean(scores: Scores, key: str) -> float:
+    """The mean of a score over masks."""
+    return float(np.mean([mask[key] for mask in scores["masks"].values()]))
 
 
-def over_masks(scores: Scores, masks: list[str], key: str, form: str) -> Cell:
-    """The mean of a score over masks, empty where a mask lacks it."""
-    known = all(key in scores["masks"][mask] for mask in masks)
-    return number(mean(scores, masks, key), form) if known else Cell()
+def over_masks(key: str, form: str, label: str, better: Better = "", hint: str = "") -> Column:
+    """A column of the mean of a score over masks, empty where a mask lacks it."""
+
+    def cell(scores: Scores) -> Cell:
+        known = all(key in mask for mask in scores["masks"].values())
+        return number(mean(scores, key), form) if known else Cell()
+
+    return Column(label, better, hint, cell)
 
 
-def summary_table(
-    runs: Mapping[str, Scores],
-    masks: list[str],
-    *,
-    order: list[str],
-    intervals: Intervals,
-    note: str,
-) -> Table:
+def summary_table(runs: Mapping[str, Scores], *, note: str) -> Table:
+    agreement = "completed images that a classifier labels as the original"
     columns = [
-        Column("method"),
-        Column("network"),
-        Column("MSE", "lower", "over missing pixels, mean over masks"),
-        Column("÷ ridge", "lower", "the MSE divided by that of linear regression"),
-        Column("PSNR, dB", "higher", "over missing pixels"),
-        Column("SSIM", "higher", "of the completed image"),
-        Column("agreement", "higher", "completed images that a classifier labels as the original"),
-        Column("seconds"),
-    ]
-    forms = {"mse_over_ridge": ".2f", "psnr": ".1f", "ssim": ".3f", "agreement": ".3f"}
-    rows = [
-        Row(
-            short(name, PROBLEM),
-            [
-                *words(s["method"], s["network"]),
-                number(mean(s, masks, "mse"), ".4f", *intervals.get(name, (None, None))),
-                *(over_masks(s, masks, key, form) for key, form in forms.items()),
-                number(s["seconds"], ".1f"),
-            ],
-            trivial=trivial(s),
-        )
-        for name in order
-        for s in [runs[name]]
+        METHOD,
+        NETWORK,
+        scored("mse", ".4f", "MSE", "lower", "over missing pixels, mean over masks"),
+        over_masks("mse_over_ridge", ".2f", "÷ ridge", "lower", "divided by linear regression’s"),
+        over_masks("psnr", ".1f", "PSNR, dB", "higher", "over missing pixels"),
+        over_masks("ssim", ".3f", "SSIM", "higher", "of the completed image"),
+        over_masks("agreement", ".3f", "agreement", "higher", agreement),
+        scored("seconds", ".1f", "seconds"),
     ]
     note = f"Means over {note}. Intervals are 95 % bootstrap intervals over images."
-    return Table("All methods, mean over masks", columns, rows, note)
+    return tabulated("All methods, mean over masks", runs, columns, note=note)
 
 
-def mask_table(runs: Mapping[str, Scores], masks: list[str], *, order: list[str]) -> Table:
-    rows = [
-        Row(
-            short(name, PROBLEM),
-            [score(runs[name]["masks"][mask], "mse", ".4f") for mask in masks],
-            trivial=trivial(runs[name]),
-        )
-        for name in order
-    ]
-    columns = [Column(mask, "lower") for mask in masks]
-    return Table("MSE over the missing pixels by mask", columns, rows)
-
-
-def samples_table(runs: Mapping[str, Scores], masks: list[str], *, order: list[str]) -> Table:
+def samples_table(runs: Mapping[str, Scores]) -> Table:
     """Of the runs that give samples, what those are worth."""
-    columns = {
-        f"{kind}coverage_{level}": (Column(f"{label}{level} %", "", hint), ".0%")
-        for kind, label, hint in (
-            ("", "within ", "missing pixels within their own interval"),
-            ("open_", "open, ", "of them, those with a deviation above 0.05"),
+    shares = [
+        over_masks(f"{kind}_{level}", ".0%", f"{label} {level} %", "", f"{of} in their interval")
+        for kind, label, of in (
+            ("coverage", "within", "missing pixels"),
+            ("open_coverage", "open,", "missing pixels with a deviation above 0.05"),
         )
         for level in uncertainty.INTERVALS
-    }
-    columns |= {
-        "open_share": (Column("open", "", "missing pixels with a deviation above 0.05"), ".0%"),
-        "crps": (Column("CRPS", "lower"), ".4f"),
-        "mse": (Column("MSE of the mean", "lower"), ".4f"),
-        "sample_mse": (Column("of a sample", "lower"), ".4f"),
-        "best_mse": (Column("of the best sample", "lower"), ".4f"),
-        "sample_agreement": (Column("right", "higher", "samples read as the true digit"), ".2f"),
-        "label_entropy": (Column("entropy", "", "of what is read in the samples, bits"), ".2f"),
-    }
-    rows = [
-        Row(
-            short(name, PROBLEM),
-            [over_masks(runs[name], masks, key, form) for key, (_, form) in columns.items()],
-        )
-        for name in order
     ]
-    return Table(
-        "What the samples are worth, mean over masks",
-        [column for column, _ in columns.values()],
-        rows,
+    columns = [
+        *shares,
+        over_masks("open_share", ".0%", "open", "", "missing pixels with a deviation above 0.05"),
+        over_masks("crps", ".4f", "CRPS", "lower"),
+        over_masks("mse", ".4f", "MSE of the mean", "lower"),
+        over_masks("sample_mse", ".4f", "of a sample", "lower"),
+        over_masks("best_mse", ".4f", "of the best sample", "lower"),
+        over_masks("sample_agreement", ".2f", "right", "higher", "read as the true digit"),
+        over_masks("label_entropy", ".2f", "entropy", "", "of what is read in samples, bits"),
+    ]
+    note = (
         "Shares of missing pixels within the intervals, of all and of open ones, whose deviation "
         "is above 0.05. Right: the share of samples that the classifier reads as the true digit; "
-        "entropy of what it reads, in bits.",
+        "entropy of what it reads, in bits."
     )
+    return tabulated("What the samples are worth, mean over masks", runs, columns, note=note)
 
 
-def calibration(runs: Mapping[str, Scores], masks: list[str], *, order: list[str]) -> Chart:
+def calibration(runs: Mapping[str, Scores]) -> Chart:
     """Share of pixels in the 50, 80 and 95 % intervals against that share."""
     nominal = [int(level) / 100 for level in uncertainty.INTERVALS]
 
     def curves(kind: str) -> dict[str, charts.Curve]:
         return {
-            short(name, PROBLEM): (
-                nominal,
-                [mean(runs[name], masks, f"{kind}_{level}") for level in uncertainty.INTERVALS],
-            )
-            for name in order
+            name: (nominal, [mean(s, f"{kind}_{level}") for level in uncertainty.INTERVALS])
+            for name, s in runs.items()
         }
 
     open_pixels, all_pixels = curves("open_coverage"), curves("coverage")
@@ -242,14 +206,14 @@ def calibration(runs: Mapping[str, Scores], masks: list[str], *, order: list[str
 
 
 def shown(
-    state: State, runs: Mapping[str, Scores], masks: list[str], *, order: list[str], best: str
+    state: State, runs: Mapping[str, Scores], masks: list[str], *, best: str
 ) -> tuple[list[Strip], list[Block], Intervals]:
     """Pictures of the first screen; gallery, and strips of samples and along iterations; intervals
     of means."""
     ground = Ground(PROBLEM)
     truth, observed = ground.truth["images"], ground.given["observed"]
     position = {mask: ground.given["masks"].tolist().index(mask) for mask in masks}
-    reference = state.arrays(best, "estimate")["estimate"]
+    reference = state.arrays(PROBLEM, best, "estimate")["estimate"]
     errors = missing_mse(reference, observed, truth)  # (masks, n)
     chosen = {m: state.choose(f"{PROBLEM}/{m}", errors[i]) for m, i in position.items()}
     cases: dict[str, list[Case]] = {}
@@ -262,18 +226,18 @@ def shown(
                 Strip("given", observed[i, index], f"{alt}: given", given=True),
             ]
             low, high = errors[i, index].min(), errors[i, index].max()
-            note = f"MSE of {short(best, PROBLEM)}: {low:.3f} to {high:.3f}"
+            note = f"MSE of {best}: {low:.3f} to {high:.3f}"
             cases[mask].append(Case(case, note, rows))
     preferred = PREFERRED_MASK if PREFERRED_MASK in masks else masks[0]
     i = position[preferred]
     intervals: Intervals = {}
     drawn: list[Steps] = []
     watched: list[Steps] = []
-    first = [n for n in order if not trivial(runs[n])][: FIRST - 1]
-    first += [name for name in order if trivial(runs[name])][:1]
-    for name in order:  # one at a time: their arrays are large
+    first = [name for name, s in runs.items() if not trivial(s)][: FIRST - 1]
+    first += [name for name, s in runs.items() if trivial(s)][:1]
+    for name, s in runs.items():  # one at a time: their arrays are large
         with state.noting():
-            arrays, s, label = state.arrays(name), runs[name], short(name, PROBLEM)
+            arrays = state.arrays(PROBLEM, name)
             of_run = missing_mse(arrays["estimate"], observed, truth)
             intervals[name] = state.interval(of_run[list(position.values())].mean(axis=0))
             for mask, m in position.items():
@@ -282,31 +246,31 @@ def shown(
                     full = completed(arrays["estimate"][m, index], observed[m, index])
                     part.strips.append(
                         Strip(
-                            label,
+                            name,
                             full,
-                            f"{mask}, {part.name}: completed by {label}",
+                            f"{mask}, {part.name}: completed by {name}",
                             error=abs(full - truth[index]),
                             note=f"{of_run[m, index].mean():.3f}",
                             first=name in first,
                         )
                     )
-            given, where = observed[i], f"mask {preferred}: {label}"
+            given, where = observed[i], f"mask {preferred}: {name}"
             if "samples" in arrays:
                 kept = {key: arrays[key][i] for key in ("estimate", "deviation", "samples")}
                 classifier = ground.network("classifier")
                 steps = samples(kept, truth, given, classifier, where=where)
-                drawn.append(replace(steps, file=f"ambiguous_{label}"))
+                drawn.append(replace(steps, file=f"ambiguous_{name}"))
             if "snapshots" in arrays:
                 steps = iterations(arrays, truth, given, position=i, where=where)
-                watched.append(replace(steps, file=f"iterations_{label}", open=not watched))
+                watched.append(replace(steps, file=f"iterations_{name}", open=not watched))
             settings = s["settings"]
             if (settings.get("objective"), settings.get("answer")) == ("known", "input"):
                 network = ground.network(s["network"])
                 steps = false_minima(network, arrays["estimate"][i], truth, given, where=where)
-                watched.append(replace(steps, file=f"false_minima_{label}"))
+                watched.append(replace(steps, file=f"false_minima_{name}"))
     gallery = Gallery(
         "Good, median and worst images",
-        f"Under each mask, all test images in the order of {short(best, PROBLEM)}’s MSE over the "
+        f"Under each mask, all test images in the order of {best}’s MSE over the "
         "missing pixels (the best mean of all methods that look at the image): those around the "
         "5 % quantile, around the median, and the last ones. Beside each method its MSE on the "
         "images shown.",

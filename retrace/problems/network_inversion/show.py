@@ -17,13 +17,13 @@ from retrace.problems import Run as TrackedRun
 from retrace.problems.network_inversion.score import Settings, outputs, sensitivity
 from retrace.report import charts
 from retrace.report.model import (
+    METHOD,
+    NETWORK,
     Block,
     Case,
     Cell,
     Chart,
-    Column,
     Gallery,
-    Row,
     Scores,
     Section,
     State,
@@ -32,10 +32,9 @@ from retrace.report.model import (
     Summary,
     Table,
     number,
-    score,
-    short,
+    scored,
+    tabulated,
     total_seconds,
-    words,
 )
 from retrace.report.pictures import COLOURS, TRACKED, coloured, mosaic, shades
 
@@ -87,11 +86,11 @@ def section(state: State) -> Section:
     loaded: dict[str, Run] = {}
     for name, s in runs.items():
         with state.noting():
-            network, arrays = ground.network(s["network"]), state.arrays(name)
-            loaded[short(name, PROBLEM)] = Run(network, arrays, s["method"], s["settings"])
+            network, arrays = ground.network(s["network"]), state.arrays(PROBLEM, name)
+            loaded[name] = Run(network, arrays, s["method"], s["settings"])
     points = [
         charts.Point(
-            short(name, PROBLEM),
+            name,
             1000 * s["seconds"] / s["n"],
             max(s["relative_error_max"], SMALLEST),
         )
@@ -121,42 +120,26 @@ def section(state: State) -> Section:
 
 
 def table(runs: dict[str, Scores]) -> Table:
+    reached = "of the targets that are not proved infeasible, within 1e-6"
     columns = [
-        Column("method"),
-        Column("network"),
-        Column("targets"),
-        Column("reached", "", "of the targets that are not proved infeasible, within 1e-6"),
-        Column("largest relative error"),
-        Column("proved infeasible"),
-        Column("undecided"),
-        Column("distance", "", "Euclidean, from the start, of reached targets"),
-        Column("steps"),
-        Column("seconds"),
-    ]
-    rows = [
-        Row(
-            short(name, PROBLEM),
-            [
-                *words(s["method"], s["network"]),
-                number(s["n"], "d"),
-                score(s, "reached", ".1%"),
-                number(s.get("relative_error_max"), ".1e"),
-                number(s["infeasible"], "d"),
-                number(s["unknown"], "d"),
-                score(s, "distance_mean", ".2f"),
-                number(s["iterations_mean"], ".0f"),
-                number(s["seconds"], ".2f"),
-            ],
-        )
-        for name, s in runs.items()
+        METHOD,
+        NETWORK,
+        scored("n", "d", "targets"),
+        scored("reached", ".1%", "reached", "", reached),
+        scored("relative_error_max", ".1e", "largest relative error"),
+        scored("infeasible", "d", "proved infeasible"),
+        scored("unknown", "d", "undecided"),
+        scored("distance_mean", ".2f", "distance", "", "from the start, of reached targets"),
+        scored("iterations_mean", ".0f", "steps"),
+        scored("seconds", ".2f", "seconds"),
     ]
     note = (
         "Outputs are computed again from the input, in float64. Reached: within 1e-6 of the wanted "
-        "value, relative to it, as a share of the targets that are not proved infeasible. Runs "
-        "seek different outputs of different networks, so that no best one is marked; those of one "
-        "network are comparable."
+        "value, relative to it, as a share of the targets that are not proved infeasible. Distance "
+        "is Euclidean. Runs seek different outputs of different networks, so that no best one is "
+        "marked; those of one network are comparable."
     )
-    return Table("Inputs for wanted outputs", columns, rows, note)
+    return tabulated("Inputs for wanted outputs", runs, columns, note=note)
 
 
 def trajectories(loaded: Mapping[str, Run]) -> list[Chart]:

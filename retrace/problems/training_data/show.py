@@ -1,6 +1,6 @@
 """Training data: which training images a classifier's weights give away."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -16,13 +16,14 @@ from retrace.problems import Arrays, Ground, Run
 from retrace.report import charts
 from retrace.report.model import (
     EACH,
+    METHOD,
+    NETWORK,
     Block,
     Case,
     Cell,
     Chart,
     Column,
     Gallery,
-    Row,
     Scores,
     Section,
     State,
@@ -32,10 +33,10 @@ from retrace.report.model import (
     Table,
     number,
     score,
-    short,
+    scored,
+    tabulated,
     total_seconds,
     trivial,
-    words,
 )
 from retrace.report.pictures import TRACKED, mosaic, scale_of, split_rows
 
@@ -48,6 +49,10 @@ LEAD = (
 )
 CURVES = 7  # runs in the charts of thresholds: the best, a control among them
 FALSE_SHARES = (0.0, 0.05)  # of held-out images, on the axis of the curve
+SECONDS = (
+    scored("training_seconds", ".0f", "training, s"),
+    scored("seconds", ".1f", "seconds", "", "of the attack"),
+)
 PAIRS, COLUMNS = 30, 10  # candidates and training images on a sheet, and in a row of it
 Matchings = tuple[identification.Matching, identification.Matching]
 
@@ -56,47 +61,45 @@ def section(state: State) -> Section:
     """Tables, identified images beside their originals, null control and threshold curves."""
     runs, ground = state.scores(PROBLEM), Ground(PROBLEM)
     controls = {name for name, s in runs.items() if control(state, ground, s)}
-    coloured = {n: s for n, s in runs.items() if "colour_error" in s}
-    digits = {n: s for n, s in runs.items() if n not in coloured}
-    order = sorted(digits, key=lambda n: (n in controls, -digits[n]["identified"], n))
-    order += list(coloured)
+    order = sorted(runs, key=lambda n: (n in controls, -runs[n]["identified"], n))
+    coloured = {name: s for name, s in runs.items() if "colour_error" in s}
+    digits = {name: runs[name] for name in order if name not in coloured}
+    runs = digits | coloured
     curves: dict[str, tuple[list[float], list[float]]] = {}
     groups: dict[str, list[Case]] = {}
     steps: list[Steps] = []
     sheets: list[Steps] = []
     pictures: list[Strip] = []
     truths: dict[str, identification.Truth] = {}
-    for name in order:
+    for name, s in runs.items():
         with state.noting():
-            network, label = runs[name]["network"], short(name, PROBLEM)
+            network = s["network"]
             if network not in truths:  # one at a time: the held-out images are many
                 truths = {network: truth_of(ground, network)}
-            truth, arrays = truths[network], state.arrays(name)
+            truth, arrays = truths[network], state.arrays(PROBLEM, name)
             if not len(arrays["estimate"]):
                 continue
             matchings = None
             if name in digits:
                 matchings = identification.matchings(torch.from_numpy(arrays["estimate"]), truth)
                 curves[name] = threshold_curve(*matchings)
-            groups[label] = cases_of_run(state, name, runs[name], arrays, truth, matchings)
-            sheets += pairs_sheet(arrays["estimate"], truth, runs[name], run=label)
-            if name == order[0] and matchings is not None:
+            groups[name] = cases_of_run(state, name, s, arrays["estimate"], truth, matchings)
+            sheets += pairs_sheet(arrays["estimate"], truth, s, run=name)
+            if name == next(iter(runs)) and matchings is not None:
                 trained = ground.network(network)
-                image = state.chosen[name]["median"][0]
+                image = state.chosen[f"{PROBLEM}/{name}"]["median"][0]
                 pictures = first_pair(trained, arrays["estimate"], truth, matchings[0], image)
-            if "snapshots" in arrays and runs[name]["method"] == "kkt":
-                steps.append(replace(iterations(arrays, run=label), open=not steps))
+            if "snapshots" in arrays and s["method"] == "kkt":
+                steps.append(replace(iterations(arrays, run=name), open=not steps))
     blocks: list[Block] = []
     if digits:
-        blocks.append(digits_table(digits, order=order, controls=controls))
+        blocks.append(digits_table(digits, controls=controls))
     if coloured:
         blocks.append(colours_table(coloured, controls=controls))
-    blocks += threshold_charts(digits, curves, order=order, controls=controls)
+    blocks += threshold_charts(digits, curves, controls=controls)
     blocks += charts.tradeoff(
         [
-            charts.Point(
-                short(name, PROBLEM), s["seconds"], s["identified"] / s["n"], name in controls
-            )
+            charts.Point(name, s["seconds"], s["identified"] / s["n"], name in controls)
             for name, s in digits.items()
         ],
         label="share of training images identified",
@@ -120,7 +123,7 @@ def section(state: State) -> Section:
             )
         )
     blocks += steps
-    summary = summary_of(runs, pictures, order=order, controls=controls & set(digits))
+    summary = summary_of(runs, pictures, controls=controls & set(digits))
     rows = {"training_data.csv": flat_rows(runs)}
     return Section(PROBLEM, TITLE, LEAD, summary, blocks, sheets, rows)
 
@@ -147,7 +150,7 @@ def flat_rows(runs: dict[str, Scores]) -> list[dict[str, Any]]:
     """Scores of each attack in one row, nested keys joined by an underscore."""
     flat = []
     for name, scores in runs.items():
-        row: dict[str, Any] = {"run": short(name, PROBLEM)}
+        row: dict[str, Any] = {"run": name}
         for key, value in scores.items():
             nested = value if isinstance(value, dict) else {"": value}
             row |= {f"{key}_{part}".rstrip("_"): number for part, number in nested.items()}
@@ -155,50 +158,34 @@ def flat_rows(runs: dict[str, Scores]) -> list[dict[str, Any]]:
     return flat
 
 
-def digits_table(runs: dict[str, Scores], *, order: list[str], controls: set[str]) -> Table:
+def digits_table(runs: dict[str, Scores], *, controls: Collection[str]) -> Table:
+    def null(s: Scores) -> Cell:
+        text = f"{s['null_identified']} of {s['null_n']:,}"
+        share = s["null_identified"] / s["null_n"]
+        return Cell(text, share, f"all such: below {s['null_bound']:.1%}")
+
+    def matched(bar: str) -> Column:
+        def cell(s: Scores) -> Cell:
+            found = s["matched"][bar]
+            return Cell(f"{found} / {s['null_matched'][bar] / s['null_n']:.1%}", found)
+
+        return Column(f"NCC > {bar}", "higher", "training images / held-out", cell)
+
+    threshold = "correlation that at most 1 % of the held-out images exceed"
+    precision = "of the first 100 candidates as the attack ranks them"
     columns = [
-        Column("method"),
-        Column("network"),
-        Column("n", "", "training images"),
-        Column("identified", "higher", "training images above the threshold"),
-        Column("share", "higher"),
-        Column("null", "", "held-out images above the same threshold, of all of them"),
-        Column("threshold", "", "correlation that at most 1 % of the held-out images exceed"),
-        *(Column(f"NCC > {bar}", "higher", "training images / held-out") for bar in THRESHOLDS),
-        Column(
-            "precision at 100", "higher", "of the first 100 candidates as the attack ranks them"
-        ),
-        Column("median MSE", "lower", "of the identified images"),
-        Column("training, s"),
-        Column("seconds", "", "of the attack"),
+        METHOD,
+        NETWORK,
+        scored("n", "d", "n", "", "training images"),
+        scored("identified", ".0f", "identified", "higher", "above the threshold"),
+        Column("share", "higher", cell=lambda s: number(s["identified"] / s["n"], ".0%")),
+        Column("null", "", "held-out images above the same threshold, of all of them", null),
+        scored("threshold", ".3f", "threshold", "", threshold),
+        *map(matched, THRESHOLDS),
+        scored("precision_at/100", ".2f", "precision at 100", "higher", precision),
+        scored("median_mse", ".1e", "median MSE", "lower", "of the identified images"),
+        *SECONDS,
     ]
-    rows = []
-    for name in filter(runs.__contains__, order):
-        s = runs[name]
-        n, null = s["n"], s["null_n"]
-        cells = [
-            *words(s["method"], s["network"]),
-            number(n, "d"),
-            score(s, "identified", ".0f"),
-            number(s["identified"] / n, ".0%"),
-            Cell(
-                f"{s['null_identified']} of {null:,}",
-                s["null_identified"] / null,
-                f"all such: below {s['null_bound']:.1%}",
-            ),
-            number(s["threshold"], ".3f"),
-            *(
-                Cell(
-                    f"{s['matched'][bar]} / {s['null_matched'][bar] / null:.1%}", s["matched"][bar]
-                )
-                for bar in THRESHOLDS
-            ),
-            number(s["precision_at"].get("100"), ".2f"),
-            number(s.get("median_mse"), ".1e"),
-            number(s["training_seconds"], ".0f"),
-            number(s["seconds"], ".1f"),
-        ]
-        rows.append(Row(short(name, PROBLEM), cells, trivial=name in controls))
     note = (
         "Candidates are matched one to one with the n training images, and with the held-out "
         "images of the same classes, n at a time, near-duplicates of training images taken out, by "
@@ -207,38 +194,25 @@ def digits_table(runs: dict[str, Scores], *, order: list[str], controls: set[str
         "images; beside the null, what its size says of all images never seen, with a confidence "
         "of 95 %."
     )
-    return Table("Attacks and controls", columns, rows, note)
+    return tabulated("Attacks and controls", runs, columns, grey=controls, note=note)
 
 
-def colours_table(runs: dict[str, Scores], *, controls: set[str]) -> Table:
+def colours_table(runs: dict[str, Scores], *, controls: Collection[str]) -> Table:
+    def recovered(s: Scores) -> Cell:
+        return Cell(f"{s['colours_recovered']} / {s['n']}", s["colours_recovered"])
+
+    hint = "candidates with some training image's colour"
     columns = [
-        Column("method"),
-        Column("network"),
-        Column("candidates"),
-        Column("colours recovered", "higher", "mean colour within 0.02 in every channel"),
-        Column("largest colour error", "lower"),
-        Column("precision", "higher", "candidates with some training image's colour"),
-        Column("training, s"),
-        Column("seconds", "", "of the attack"),
-    ]
-    rows = [
-        Row(
-            short(name, PROBLEM),
-            [
-                *words(s["method"], s["network"]),
-                number(s["candidates"], "d"),
-                Cell(f"{s['colours_recovered']} / {s['n']}", s["colours_recovered"]),
-                number(s["colour_error"], ".3f"),
-                number(s.get("colour_precision"), ".2f"),
-                number(s["training_seconds"], ".0f"),
-                number(s["seconds"], ".1f"),
-            ],
-            trivial=name in controls,
-        )
-        for name, s in runs.items()
+        METHOD,
+        NETWORK,
+        scored("candidates", "d", "candidates"),
+        Column("colours recovered", "higher", "within 0.02 in every channel", recovered),
+        scored("colour_error", ".3f", "largest colour error", "lower"),
+        scored("colour_precision", ".2f", "precision", "higher", hint),
+        *SECONDS,
     ]
     note = "Images of one colour are copies of each other, of which the weights keep one."
-    return Table("Images of one colour", columns, rows, note)
+    return tabulated("Images of one colour", runs, columns, grey=controls, note=note)
 
 
 def threshold_curve(
@@ -257,13 +231,12 @@ def cases_of_run(
     state: State,
     name: str,
     scores: Scores,
-    arrays: Arrays,
+    estimate: NDArray[Any],
     truth: identification.Truth,
     matchings: Matchings | None,
 ) -> list[Case]:
     """Originals, candidates and errors of each case, and the null control, where images are told
     apart by `matchings` and not by their colour."""
-    label, estimate = short(name, PROBLEM), arrays["estimate"]
     if matchings is None:
         distances = identification.colour_distances(torch.from_numpy(estimate), truth.images)
         errors = identification.colour_errors(distances).numpy()
@@ -280,7 +253,7 @@ def cases_of_run(
     def pair(case: str, kind: str, originals: Any, candidates: Any, value: float) -> Case:
         error = abs(np.clip(candidates, 0, 1) - originals)
         error = error.mean(axis=1) if error.ndim == 4 else error
-        alt, note = f"{case}: candidates of {label}", f"{value:.3f}"
+        alt, note = f"{case}: candidates of {name}", f"{value:.3f}"
         return Case(
             case,
             "",
@@ -294,7 +267,7 @@ def cases_of_run(
     # Images that another state has chosen may have no candidate here.
     chosen = {
         case if found.any() else f"{case}: not identified": [i for i in index if matched[i] >= 0]
-        for case, index in state.choose(name, errors, among=among).items()
+        for case, index in state.choose(f"{PROBLEM}/{name}", errors, among=among).items()
     }
     cases = [
         pair(
@@ -317,20 +290,16 @@ def threshold_charts(
     runs: dict[str, Scores],
     curves: dict[str, tuple[list[float], list[float]]],
     *,
-    order: list[str],
-    controls: set[str],
+    controls: Collection[str],
 ) -> list[Chart]:
     """Identified against falsely identified images, and both against the threshold."""
     if not curves:
         return []
-    attacks = [name for name in order if name in curves and name not in controls]
-    taken = attacks[: CURVES - 1]
-    taken += [name for name in order if name in curves and name in controls][:1]
-    label = {name: f"{short(name, PROBLEM)} ({runs[name]['n']})" for name in taken}
+    taken = [name for name in curves if name not in controls][: CURVES - 1]
+    taken += [name for name in curves if name in controls][:1]
+    label = {name: f"{name} ({runs[name]['n']})" for name in taken}
     grid = identification.GRID
-    text = "; ".join(
-        f"{short(n, PROBLEM)} {runs[n]['identified']} of {runs[n]['n']}" for n in taken
-    )
+    text = "; ".join(f"{n} {runs[n]['identified']} of {runs[n]['n']}" for n in taken)
     return [
         Chart(
             "Identified against falsely identified",
@@ -414,19 +383,18 @@ def pairs_sheet(
 
 
 def summary_of(
-    runs: dict[str, Scores], pictures: list[Strip], *, order: list[str], controls: set[str]
+    runs: dict[str, Scores], pictures: list[Strip], *, controls: Collection[str]
 ) -> Summary:
-    best, n = runs[order[0]], runs[order[0]]["n"]
-    by_chance = [
-        s["identified"] for s in (runs[name] for name in controls) if "colour_error" not in s
-    ]
+    name, best = next(iter(runs.items()))
+    n = best["n"]
+    by_chance = [runs[control]["identified"] for control in controls]
     most = max(by_chance, default=None)
     return Summary(
         headline=f"{best['identified']} of {n} training images",
         meaning=f"named from the weights alone; {best['null_identified']} of {best['null_n']:,} "
         "held-out images",
         pictures=pictures,
-        method=short(order[0], PROBLEM),
+        method=name,
         result=score(best, "identified", ".0f"),
         measure=f"training images identified of {n}",
         better="higher",
