@@ -1,9 +1,10 @@
 """The sections of a report, a problem each, in the order that they ask for."""
 
-from importlib.util import find_spec
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from retrace import problems
 from retrace.pipeline.artifacts import DATASET, read_json
 from retrace.pipeline.params import load
 from retrace.problems import names, part
@@ -23,13 +24,17 @@ def present_state() -> State:
 
 def show_of(problem: str) -> Any:
     """How a problem is shown: by its ``show.py`` or, without one, by a table of its numbers."""
-    if find_spec(f"retrace.problems.{problem}.show"):
+    if (Path(problems.__file__).parent / problem / "show.py").exists():
         return part(problem, "show")
 
     def section(state: State) -> Section:
         runs = state.scores(problem)
         scores = next(iter(runs.values()))
-        keys = [key for key, value in scores.items() if isinstance(value, int | float)]
+        keys = [
+            key
+            for key, value in scores.items()
+            if isinstance(value, int | float) and not key.endswith(("_low", "_high"))
+        ]
         columns = [METHOD, NETWORK, *(scored(key, ".4g", key) for key in keys)]
         return Section(problem, title, "", blocks=[tabulated("All runs", runs, columns)])
 
