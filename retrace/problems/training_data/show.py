@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from retrace.measures import identification
 from retrace.measures.identification import THRESHOLDS
 from retrace.networks.margin import Network as Margin
-from retrace.pipeline.artifacts import metrics_path, read_json
+from retrace.pipeline.artifacts import history_path, metrics_path, read_json
 from retrace.problems import Arrays, Ground, Run
 from retrace.report import charts
 from retrace.report.model import (
@@ -60,7 +60,7 @@ Matchings = tuple[identification.Matching, identification.Matching]
 def section(state: State) -> Section:
     """Tables, identified images beside their originals, null control and threshold curves."""
     runs, ground = state.scores(PROBLEM), Ground(PROBLEM)
-    controls = {name for name, s in runs.items() if control(state, ground, s)}
+    controls = {name for name, s in runs.items() if control(state, s)}
     order = sorted(runs, key=lambda n: (n in controls, -runs[n]["identified"], n))
     coloured = {name: s for name, s in runs.items() if "colour_error" in s}
     digits = {name: runs[name] for name in order if name not in coloured}
@@ -137,12 +137,12 @@ def truth_of(ground: Ground, network: str, *, null: bool = True) -> identificati
     )
 
 
-def control(state: State, ground: Ground, scores: Scores) -> bool:
+def control(state: State, scores: Scores) -> bool:
     """Whether a run is a control: public images, or a network as it was drawn."""
     if trivial(scores):
         return True
     with state.noting():
-        return bool(ground.load(scores["network"])[1]["training"].get("steps") == 0)
+        return bool(read_json(history_path(scores["network"]))["training"].get("steps") == 0)
     return False
 
 
