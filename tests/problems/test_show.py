@@ -3,7 +3,7 @@
 import csv
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -91,7 +91,11 @@ def workspace(
     monkeypatch.chdir(tmp_path)
     networks = {}
     for network, training in (("parity", PARITY), ("colours", COLOURS)):
-        arguments = {"shape": SHAPES[network], "widths": [3], "first_deviation": 0.1}
+        arguments: dict[str, Any] = {
+            "shape": SHAPES[network],
+            "widths": [3],
+            "first_deviation": 0.1,
+        }
         networks[network] = {"architecture": "margin", "arguments": {}, "training": training}
         record = {"seconds": 3.0, "training": training, "epochs": [{"smallest_margin": 1.0}]}
         write_json(Path(f"models/{network}.json"), record)
@@ -231,7 +235,9 @@ def test_the_pictures_of_completions_are_original_given_completed_and_error() ->
 
 
 @pytest.mark.parametrize(("activation", "panels"), [("identity", 2), ("sigmoid", 1)])
-def test_trajectories_of_an_affine_network(activation: str, panels: int) -> None:
+def test_trajectories_of_an_affine_network(
+    activation: Literal["identity", "sigmoid"], panels: int
+) -> None:
     network = Regression(inputs=1, outputs=1, activation=activation).requires_grad_(False)
     arrays = {
         "estimate": np.array([[2.0]]),
@@ -250,9 +256,9 @@ def test_trajectories_of_an_affine_network(activation: str, panels: int) -> None
     dashed, path = figure.axes[0].get_lines()
     answer = 1.75 if activation == "identity" else 1.5  # 2 x - 3 is 0.5, or the logit of 0.5
     assert dashed.get_ydata() == pytest.approx([answer, answer])
-    assert list(path.get_ydata()) == [1.0, 1.5, 2.0]
+    assert np.array_equal(path.get_ydata(), [1.0, 1.5, 2.0])
     if panels > 1:  # at half the bound, the first step arrives
-        halfway = figure.axes[1].get_lines()[1].get_ydata()
+        halfway = np.asarray(figure.axes[1].get_lines()[1].get_ydata())
         assert halfway[1:] == pytest.approx([1.75] * 40)
     closed = {key: value for key, value in arrays.items() if key != "trajectory"}
     run = network_inversion.Run(network, closed, "affine", settings)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import commit, execute
+from conftest import ROOT, commit, execute
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -243,8 +243,12 @@ def test_the_page_of_a_pipeline(finished: Path, tmp_path: Path) -> None:
     assert "reconstruct@imputation-known" in text
     execute(sys.executable, "-m", "retrace.commands.report", cwd=folder)
     assert (folder / page.REPORT).read_bytes() == first
-    status = execute("git", "status", "--short", "--untracked-files=all", cwd=folder).stdout
-    assert "report.html" not in status
+
+
+def test_pages_are_no_part_of_the_repository() -> None:
+    pages = (str(page.REPORT), str(compare.COMPARISON))
+    ignored = execute("git", "check-ignore", *pages, cwd=ROOT).stdout
+    assert ignored.split() == list(pages)
 
 
 @pipeline
