@@ -369,9 +369,8 @@ def main(a: str, b: str) -> None:
     )
     write_page(COMPARISON, text)
     lacking = sum(len(lines) for lines in missing.values())
-    print(
-        f"The comparison is {COMPARISON.resolve().as_uri()} ({COMPARISON.stat().st_size / 1e6:.1f} MB)"
-    )
+    size = COMPARISON.stat().st_size / 1e6
+    print(f"The comparison is {COMPARISON.resolve().as_uri()} ({size:.1f} MB)")
     if lacking:
         print(
             f"{lacking} things could not be shown; the page says which (`dvc fetch` may bring them)"
