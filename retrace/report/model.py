@@ -111,9 +111,27 @@ class Strip:
 
 @dataclass(frozen=True)
 class Case:
+    """Images that show how well it goes, and their positions."""
+
     name: str
     note: str
     strips: list[Strip]
+    index: Sequence[int] = ()
+
+    def add(
+        self,
+        label: str,
+        images: NDArray[Any],
+        truth: NDArray[Any],
+        alt: str,
+        note: str,
+        *,
+        first: bool = True,
+    ) -> None:
+        """What a method makes of the images, and its errors."""
+        error = abs(images - truth)
+        strip = Strip(label, images, f"{self.name}: {alt}", error=error, note=note, first=first)
+        self.strips.append(strip)
 
 
 @dataclass(frozen=True)
@@ -257,6 +275,21 @@ class State:
             found = cases_of(errors[places])
             self.chosen[key] = {c: [int(places[i]) for i in index] for c, index in found.items()}
         return self.chosen[key]
+
+    def cases(
+        self, key: str, errors: NDArray[Any], given: Mapping[str, NDArray[Any]], *, note: str
+    ) -> list[Case]:
+        """The cases of images by their errors (n,), with what is given of each (n, ...) by its
+        label. The note says whose errors they are, and by a format how they are written."""
+        return [
+            Case(
+                case,
+                note.format(errors[index].min(), errors[index].max()),
+                [Strip(k, x[index], f"{case}: {k}", given=True) for k, x in given.items()],
+                index,
+            )
+            for case, index in self.choose(key, errors).items()
+        ]
 
     def interval(self, values: NDArray[Any]) -> tuple[float, float]:
         """95 % bootstrap interval of the mean of (n,) values."""

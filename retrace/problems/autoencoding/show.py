@@ -14,7 +14,6 @@ from retrace.report import charts
 from retrace.report.model import (
     NETWORK,
     Block,
-    Case,
     Chart,
     Gallery,
     Scores,
@@ -131,25 +130,14 @@ def shown(state: State, runs: dict[str, Scores], *, best: str) -> tuple[list[Str
     truth = Ground(PROBLEM).truth["images"]
     first = state.arrays(PROBLEM, best, "estimate")["estimate"]
     error = ((first - truth) ** 2).mean(axis=(1, 2))
-    chosen = state.choose(PROBLEM, error)
-    cases = [
-        Case(
-            case,
-            f"MSE of {best}: {error[index].min():.4f} to {error[index].max():.4f}",
-            [Strip("original", truth[index], f"{case}: originals", given=True)],
-        )
-        for case, index in chosen.items()
-    ]
+    note = f"MSE of {best}: {{:.4f}} to {{:.4f}}"
+    cases = state.cases(PROBLEM, error, {"original": truth}, note=note)
     for name in runs:
         with state.noting():
-            output = state.arrays(PROBLEM, name, "estimate")["estimate"]
+            output = np.clip(state.arrays(PROBLEM, name, "estimate")["estimate"], 0, 1)
             for case in cases:
-                index = chosen[case.name]
-                found = np.clip(output[index], 0, 1)
-                wrong = abs(found - truth[index])
-                note = f"{(wrong**2).mean():.4f}"
-                alt = f"{case.name}: {name}"
-                case.strips.append(Strip(name, found, alt, error=wrong, note=note))
+                images, wanted = output[case.index], truth[case.index]
+                case.add(name, images, wanted, name, f"{((images - wanted) ** 2).mean():.4f}")
     gallery = Gallery(
         "Good, median and worst images",
         f"All test images in the order of {best}’s MSE: those around the 5 % quantile, around "
@@ -157,7 +145,7 @@ def shown(state: State, runs: dict[str, Scores], *, best: str) -> tuple[list[Str
         {"": cases},
         sheets={PROBLEM: [""]},
     )
-    middle = chosen["median"][:1]
+    middle = state.chosen[PROBLEM]["median"][:1]
     one = np.clip(first[middle], 0, 1)
     pictures = [
         Strip("original", truth[middle], "a test image"),

@@ -188,17 +188,15 @@ def shown(
             errors, what = ((output - observed[i]) ** 2).mean(axis=(1, 2)), "MSE"
         else:
             errors, what = abs(found[of]["estimate"][i] - codes).max(axis=1), "error"
-        cases = groups[KINDS[kind]] = []
-        for case, index in state.choose(f"{PROBLEM}/{kind}", errors).items():
-            images, alt = observed[i, index], f"{KINDS[kind]}, {case}"
-            rows = [Strip("image", images, f"{alt}: images given", given=True)]
+        note = f"{what} of {of}: {{:.0e}} to {{:.0e}}"
+        cases = state.cases(f"{PROBLEM}/{kind}", errors, {"image": observed[i]}, note=note)
+        for case in cases:
+            images = observed[i, case.index]
             for name, arrays in found.items():
-                output = decoded(network, arrays["estimate"][i, index])
-                error = abs(output - images)
-                text = f"{alt}: decoded again from the codes of {name}"
-                rows.append(Strip(name, output, text, error=error, note=f"{(error**2).mean():.1e}"))
-            low, high = errors[index].min(), errors[index].max()
-            cases.append(Case(case, f"{what} of {of}: {low:.0e} to {high:.0e}", rows))
+                output = decoded(network, arrays["estimate"][i, case.index])
+                alt = f"decoded again from the codes of {name}"
+                case.add(name, output, images, alt, f"{((output - images) ** 2).mean():.1e}")
+        groups[KINDS[kind]] = cases
     gallery = Gallery(
         "Good, median and worst images, decoded again",
         f"Outputs of the decoder in the order of {best}’s error of the code, test "

@@ -18,7 +18,6 @@ from retrace.report.model import (
     NETWORK,
     Better,
     Block,
-    Case,
     Cell,
     Chart,
     Column,
@@ -215,19 +214,13 @@ def shown(
     position = {mask: ground.given["masks"].tolist().index(mask) for mask in masks}
     reference = state.arrays(PROBLEM, best, "estimate")["estimate"]
     errors = missing_mse(reference, observed, truth)  # (masks, n)
-    chosen = {m: state.choose(f"{PROBLEM}/{m}", errors[i]) for m, i in position.items()}
-    cases: dict[str, list[Case]] = {}
-    for mask, i in position.items():
-        cases[mask] = []
-        for case, index in chosen[mask].items():
-            alt = f"{mask}, {case}"
-            rows = [
-                Strip("original", truth[index], f"{alt}: originals", given=True),
-                Strip("given", observed[i, index], f"{alt}: given", given=True),
-            ]
-            low, high = errors[i, index].min(), errors[i, index].max()
-            note = f"MSE of {best}: {low:.3f} to {high:.3f}"
-            cases[mask].append(Case(case, note, rows))
+    note = f"MSE of {best}: {{:.3f}} to {{:.3f}}"
+    cases = {
+        mask: state.cases(
+            f"{PROBLEM}/{mask}", errors[i], {"original": truth, "given": observed[i]}, note=note
+        )
+        for mask, i in position.items()
+    }
     preferred = PREFERRED_MASK if PREFERRED_MASK in masks else masks[0]
     i = position[preferred]
     intervals: Intervals = {}
@@ -241,19 +234,12 @@ def shown(
             of_run = missing_mse(arrays["estimate"], observed, truth)
             intervals[name] = state.interval(of_run[list(position.values())].mean(axis=0))
             for mask, m in position.items():
-                for part in cases[mask]:
-                    index = chosen[mask][part.name]
-                    full = completed(arrays["estimate"][m, index], observed[m, index])
-                    part.strips.append(
-                        Strip(
-                            name,
-                            full,
-                            f"{mask}, {part.name}: completed by {name}",
-                            error=abs(full - truth[index]),
-                            note=f"{of_run[m, index].mean():.3f}",
-                            first=name in first,
-                        )
-                    )
+                for case in cases[mask]:
+                    known = observed[m, case.index]
+                    full = completed(arrays["estimate"][m, case.index], known)
+                    value = f"{of_run[m, case.index].mean():.3f}"
+                    alt = f"completed by {name}, {mask}"
+                    case.add(name, full, truth[case.index], alt, value, first=name in first)
             given, where = observed[i], f"mask {preferred}: {name}"
             if "samples" in arrays:
                 kept = {key: arrays[key][i] for key in ("estimate", "deviation", "samples")}
@@ -279,7 +265,7 @@ def shown(
         first=preferred,
         sheets={f"{PROBLEM}_{mask}": [mask] for mask in masks},
     )
-    middle = chosen[preferred]["median"][:1]
+    middle = state.chosen[f"{PROBLEM}/{preferred}"]["median"][:1]
     full = completed(reference[i, middle], observed[i, middle])
     pictures = [
         Strip("original", truth[middle], "a test image"),
