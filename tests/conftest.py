@@ -114,6 +114,13 @@ TINY: dict[str, Any] = {
             "random_50": {"kind": "random", "share": 0.5},
         },
     },
+    "problems": {
+        "autoencoding": {"source": "data/dataset.json"},
+        "imputation": {"source": "data/masks.npz"},
+        "training_data": {"source": "data/validation.npz"},
+        "network_inversion": {"source": "models/vae.safetensors"},
+        "decoder_inversion": {"source": "models/vae.safetensors", "settings": {"images": 12}},
+    },
     "runs": {
         "autoencoding-ffnn": {
             "problem": "autoencoding",
@@ -210,7 +217,7 @@ TINY: dict[str, Any] = {
             },
         },
     },
-    "scoring": {"resamples": 200, "ridge": 0.01, "seed": 0},
+    "scoring": {"resamples": 200, "seed": 0},
 }
 
 
