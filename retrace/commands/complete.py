@@ -17,10 +17,10 @@ from retrace.data.conversion import Converted, convert, luminance, read_image
 from retrace.data.masks import missing_pixels
 from retrace.pipeline.artifacts import checkpoint_path, load_checkpoint, written_whole
 from retrace.pipeline.command import Refusal, complain, one_line, run
-from retrace.pipeline.params import GIVEN, SIDE, Params, bind, find, load, refused
+from retrace.pipeline.params import GIVEN, Params, bind, find, load, refused
 from retrace.problems.imputation.complete import Completion, complete
 from retrace.report.pictures import BACKGROUND, INK, mosaic
-from retrace.types import BadInput, ignore
+from retrace.types import SIDE, BadInput, ignore
 
 PROBLEM = "imputation"
 PREFERRED = ("combined", "ridge")  # the default method: the first that params.yaml has

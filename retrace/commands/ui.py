@@ -23,7 +23,15 @@ def main(store: Path, port: int) -> None:
         python = str(link / "bin" / Path(sys.executable).name)
         place = ("--host", "127.0.0.1", "--port", str(port), "--workers", "1")
         server = subprocess.Popen(
-            [python, "-m", "mlflow", "server", *place, "--backend-store-uri", "sqlite:///mlflow.db"],
+            [
+                python,
+                "-m",
+                "mlflow",
+                "server",
+                *place,
+                "--backend-store-uri",
+                "sqlite:///mlflow.db",
+            ],
             cwd=store,
             env={**os.environ, **SETTINGS},
         )
