@@ -3,7 +3,7 @@
 COMMANDS = {
     "complete": "fill the missing pixels of an image of one's own",
     "audit": "count the images that can be identified from a classifier's weights",
-    "report": "write what people look at: metrics/report/ and metrics/report.html",
+    "report": "draw what people look at, in one file: metrics/report.html",
     "compare": "lay the reports of two Git revisions side by side",
     "sweep": "run many small pipelines, with keys of params.yaml changed",
     "demo": "run the whole pipeline offline, on scikit-learn's digits, in demo/",

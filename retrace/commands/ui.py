@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 from retrace.pipeline.command import Refusal, run
@@ -35,11 +36,9 @@ def main(store: Path, port: int) -> None:
             cwd=store,
             env={**os.environ, **SETTINGS},
         )
-        try:
-            code = server.wait()
-        except KeyboardInterrupt:  # the server has been told by the terminal, too
-            code = server.wait() and 0
-    sys.exit(code)
+        with suppress(KeyboardInterrupt):
+            sys.exit(server.wait())
+        server.wait()  # the terminal interrupts the server, too
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

@@ -530,25 +530,23 @@ def test_one_channel_gives_the_same_numbers(workspace: Path, axis: int) -> None:
 def test_tensors_of_ones_own_give_what_the_command_says(
     workspace: Path, classifier: tuple[Network, torch.Tensor]
 ) -> None:
-    """A module as it stands in memory, images as a tensor or as bytes; nothing is written."""
+    """A module as it stands in memory and a tensor of images; nothing is written."""
     called()
     scores = json.loads(Path("audit.json").read_text())
     with np.load("data.npz") as file:
         images = torch.from_numpy(file["images"])
     before = sorted(workspace.rglob("*"))
-    settings = audit.settings_of("sparse_span", load())
-    for given in (images, (images * 255).round().byte().numpy()):
-        result = library.audit(
-            classifier[0],
-            given,
-            audit.validation_images(None),
-            distinct_null=True,
-            **settings,
-        )
-        for key in ("identified", "threshold", "matched", "null_n", "null_removed", "claim"):
-            assert result.scores[key] == scores[key]
-        assert f"{scores['identified']} of 9" in str(result)
-        assert result.candidates.shape[1:] == (28, 28)
+    result = library.audit(
+        classifier[0],
+        images,
+        audit.validation_images(None),
+        distinct_null=True,
+        **audit.settings_of("sparse_span", load()),
+    )
+    for key in ("identified", "threshold", "matched", "null_n", "null_removed", "claim"):
+        assert result.scores[key] == scores[key]
+    assert f"{scores['identified']} of 9" in str(result)
+    assert result.candidates.shape[1:] == (28, 28)
     assert sorted(workspace.rglob("*")) == before
 
 
