@@ -3,7 +3,7 @@
 import numpy as np
 
 from retrace.data.masks import missing_pixels
-from retrace.pipeline.artifacts import MASKS, read_split, write_arrays
+from retrace.pipeline.artifacts import MASKS, dataset_of, read_split, split_path, write_arrays
 from retrace.pipeline.command import Refusal, run
 from retrace.pipeline.params import load
 
@@ -21,7 +21,8 @@ def main() -> None:
         missing_pixels(pattern, count=params.images, seed=params.seed + i)
         for i, pattern in enumerate(params.patterns.values())
     ]
-    write_arrays(MASKS, {"missing": np.stack(missing), "masks": np.array(list(params.patterns))})
+    arrays = {"missing": np.stack(missing), "masks": np.array(list(params.patterns))}
+    write_arrays(MASKS, {**arrays, "dataset": np.array(dataset_of(split_path("test")))})
     print(f"{len(params.patterns)} masks on {params.images} images")
 
 

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, settings
 from retrace.data.download import digits
 from retrace.data.split import split
 
-if TYPE_CHECKING:  # what `stages` says of threads that wait is read when torch is imported
+if TYPE_CHECKING:  # what `retrace` says of threads that wait is read when torch is imported
     import torch
 
 # No example is too slow, however busy the machine is, and each run tries the same ones.
@@ -133,6 +133,12 @@ TINY: dict[str, Any] = {
             "method": "fill",
             "network": "gaussian",
             "settings": {"value": "mean"},
+        },
+        "imputation-ridge": {
+            "problem": "imputation",
+            "method": "ridge",
+            "network": "gaussian",
+            "settings": {"penalty": 0.01},
         },
         "imputation-known": {
             "problem": "imputation",
@@ -295,7 +301,7 @@ def make_workspace() -> Callable[[Path], Path]:
         listed = execute(
             "git", "ls-files", "--cached", "--others", "--exclude-standard", cwd=ROOT
         ).stdout.split("\n")
-        kept = ("stages/", ".dvc", ".ci/", "dvc.yaml", "demo.yaml", ".gitignore")
+        kept = ("retrace/", "stages/", ".dvc", ".ci/", "dvc.yaml", "demo.yaml", ".gitignore")
         for name in filter(lambda n: n.startswith(kept), listed):
             target = folder / name
             target.parent.mkdir(parents=True, exist_ok=True)

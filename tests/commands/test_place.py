@@ -22,7 +22,7 @@ def clone(make_workspace: Callable[[Path], Path], tmp_path_factory: pytest.TempP
     folder = make_workspace(tmp_path_factory.mktemp("place") / HOSTILE)
     (folder / "demo.yaml").write_text("{}\n", encoding="utf-8")  # the parameters are tiny already
     execute("dvc", "repro", "train@linear", cwd=folder)
-    execute(sys.executable, "-c", "import stages.demo as d; d.prepare(d.FOLDER)", cwd=folder)
+    execute(sys.executable, "-c", "import retrace.commands.demo as d; d.prepare(d.FOLDER)", cwd=folder)
     execute("dvc", "repro", "download", cwd=folder / "demo")
     return folder
 
@@ -127,7 +127,7 @@ def test_the_demo_refuses_before_it_makes_anything(
     make_workspace: Callable[[Path], Path], tmp_path: Path
 ) -> None:
     folder = make_workspace(tmp_path / "{a}")
-    result = execute(sys.executable, "-m", "stages.demo", cwd=folder, check=False)
+    result = execute(sys.executable, "-m", "retrace.commands.demo", cwd=folder, check=False)
     assert result.returncode == 2 and result.stderr.startswith("retrace: the path ")
     assert result.stderr.count("\n") == 1
     assert not (folder / "demo").exists()

@@ -147,7 +147,7 @@ def test_shards_on_a_broken_cluster_give_the_bytes_of_one_process(
     settings = {**TINY["runs"]["imputation-known"]["settings"], "steps": 150, "restarts": 3}
     entry = {**TINY["runs"]["imputation-known"], "settings": settings}
     write_params(tmp_path, {**TINY, "runs": {"imputation-known": entry}})
-    file = Path("data/reconstructions/imputation-known.npz")
+    file = Path("data/reconstructions/imputation/imputation-known.npz")
     monkeypatch.setattr(shards, "STARTING", float("inf"))
     reconstruct.main("imputation-known")
     expected = file.read_bytes()

@@ -592,7 +592,7 @@ def test_histories_without_validation_are_no_learning_curves(workspace: Path) ->
 
 
 def test_an_estimate_of_another_shape_is_refused(workspace: Path) -> None:
-    path = Path("data/reconstructions/training_data-copies.npz")
+    path = Path("data/reconstructions/training_data/training_data-copies.npz")
     dataset = np.array("digits")
     write_arrays(path, {"estimate": np.zeros((2, 5, 5), np.float32), "dataset": dataset})
     with pytest.raises(Refusal, match=r"\(5, 5\); 784 values are expected"):

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retrace.checks import check_all
-from retrace.commands.demo import merged
+from retrace.commands.demo import params_of
 from retrace.commands.jobs import Job, work
 from retrace.pipeline.command import Refusal
 from retrace.pipeline.params import load, read_yaml
@@ -43,7 +43,7 @@ def check(params: dict[str, Any], folder: Path) -> None:
 
 def test_what_is_committed_is_valid_and_so_is_the_demo(tmp_path: Path) -> None:
     check(PARAMS, tmp_path)
-    check(merged(PARAMS, read_yaml(ROOT / "demo.yaml")), tmp_path)
+    check(params_of(PARAMS, read_yaml(ROOT / "demo.yaml")), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_what_is_committed_is_valid_and_so_is_the_demo(tmp_path: Path) -> None:
             "masks.patterns.random_50.share = 1.2: input should be less than or equal to",
         ),
         ("masks/patterns/band", {"kind": "spiral"}, "masks.patterns.band"),
-        ("scoring/ridge", math.inf, "scoring.ridge = inf: input should be a finite number"),
+        ("scoring/resamples", 99, "scoring.resamples = 99: input should be greater than or equal"),
         (
             "networks/ffnn/training/learning_rate",
             math.nan,

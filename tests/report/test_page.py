@@ -261,7 +261,7 @@ def test_two_states_of_a_pipeline(finished: Path, tmp_path: Path) -> None:
         mask["mse"] *= 0.5
     path.write_text(json.dumps(scores))
     lock = (folder / "dvc.lock").read_text()
-    reconstruction = "data/reconstructions/training_data-kkt.npz"
+    reconstruction = "data/reconstructions/training_data/training_data-kkt.npz"
     (digest,) = set(
         re.findall(rf"path: {re.escape(reconstruction)}\n\s+hash: md5\n\s+md5: (\w+)", lock)
     )
