@@ -3,7 +3,8 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from retrace.pipeline.params import SIDE, EveryNthRow, Mask, Rectangle
+from retrace.pipeline.params import EveryNthRow, Mask, Rectangle
+from retrace.types import SIDE
 
 
 def missing_pixels(pattern: Mask, *, count: int, seed: int) -> NDArray[np.bool_]:
