@@ -31,9 +31,7 @@ demo: $(READY) ## the whole pipeline offline, on scikit-learn's digits, in demo/
 	@python -m retrace demo
 
 run: $(READY) ## the real thing: dvc repro, on the dataset that params.yaml names
-	@python -m retrace mend
-	python -m dvc repro
-	@python -m retrace report
+	@python -m retrace run
 
 test: $(READY) ## the tests
 	python -m pytest --numprocesses 2 --dist loadgroup
@@ -58,7 +56,7 @@ track: $(READY) ## publish to MLflow what dvc.lock says (STORE=demo for the demo
 	@cd -- "$$STORE" && python -m retrace mend && python -m stages.track
 
 ui: $(READY) ## the MLflow UI on localhost (STORE=demo for the demo's runs, PORT=5000)
-	@python -m retrace ui "$$STORE" --port $(PORT)
+	@python -m retrace ui --store "$$STORE" --port $(PORT)
 
 plots: $(READY) ## dvc plots as one page that works offline: dvc_plots/index.html
 	python -m dvc plots show

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from retrace.problems.optima import PENALTIES
 from scipy.optimize import lsq_linear
 from torch import Tensor, nn
 
@@ -16,7 +17,6 @@ from retrace.methods.decoder_inversion._decoder import decode, problem_of
 from retrace.pipeline.artifacts import OPTIMA, checkpoint_path, load_checkpoint, read_arrays
 from retrace.pipeline.command import Refusal, run
 from retrace.pipeline.params import load
-from retrace.problems.optima import PENALTIES
 
 IMAGES = 1000
 ALONE = 6  # images done one at a time by scipy; their rate stands for all

@@ -7,7 +7,15 @@ from retrace.commands import trials
 from retrace.networks._training import train
 from retrace.pipeline.command import Refusal
 from retrace.pipeline.device import chosen
-from retrace.pipeline.params import GIVEN, NetworkEntry, Params, bind, find, shown
+from retrace.pipeline.params import (
+    GIVEN,
+    NetworkEntry,
+    Params,
+    bind,
+    find,
+    parse_yaml,
+    shown,
+)
 from retrace.problems import names, part
 
 
@@ -100,3 +108,24 @@ def check_sweeps(params: Params) -> None:
             except Refusal as refusal:
                 reason = str(refusal).removeprefix("params.yaml: ")
                 raise Refusal(f"params.yaml: sweeps.{name}, trial {number}: {reason}") from None
+
+
+def left_over(params: Params, lock: Path = Path("dvc.lock")) -> list[Path]:
+    """Files that dvc.lock says were made for networks and runs that params.yaml has no more.
+
+    Whole folders of checkpoints and reconstructions are dependencies of scores: with these files
+    in them, they are not what a clone has. DVC's cache still holds them.
+    """
+    if not lock.exists():
+        return []
+    stages = (parse_yaml(lock.read_bytes(), name=str(lock)) or {}).get("stages", {})
+    known = {*(f"train@{name}" for name in params.networks)}
+    known |= {f"reconstruct@{name}" for name in params.runs}
+    made = [
+        Path(out["path"])
+        for name, stage in stages.items()
+        if name.startswith(("train@", "reconstruct@")) and name not in known
+        for out in stage.get("outs", [])
+    ]
+    kept = {Path(out["path"]) for name in known & stages.keys() for out in stages[name]["outs"]}
+    return [path for path in made if path.is_file() and path not in kept]

@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -322,7 +323,7 @@ def finished(
     """A finished pipeline with tiny parameters, which takes a minute to make. Tests that use it
     are in the xdist group "pipeline", so that one process makes it once; they leave it as it is."""
     folder = make_workspace(tmp_path_factory.mktemp("pipeline") / "clone")
-    execute("dvc", "repro", cwd=folder)
+    execute(sys.executable, "-m", "retrace.commands.run", cwd=folder)
     return folder
 
 

@@ -426,3 +426,24 @@ def test_a_full_disk_is_one_line_and_the_old_result_stays(workspace: Path) -> No
     assert result.returncode == 2, result.stderr
     assert result.stderr.startswith("retrace: the disk is full")
     assert sorted(result.stdout.split()[-2:]) == ["ballast", "imputation"]
+
+
+def test_what_params_yaml_has_no_more_leaves_no_trace_in_a_clone(
+    workspace: Path, tmp_path: Path
+) -> None:
+    """Scores depend on whole folders: a file of a run that is gone would make them another one."""
+    own = workspace / "models/own.safetensors"  # of the user, and not ours to remove
+    own.write_bytes(b"mine")
+    params = copy.deepcopy(TINY)
+    del params["runs"]["imputation-mean"]
+    write_params(workspace, params)
+    did = ran(execute("dvc", "repro", cwd=workspace))
+    assert "score@imputation" in did and not any(name.startswith("reconstruct") for name in did)
+    assert not list(workspace.glob("*/**/imputation-mean.*")) and own.exists()
+    own.unlink()
+    execute("dvc", "repro", cwd=workspace)
+    commit(workspace)
+    clone = tmp_path / "clone"
+    execute("git", "clone", "--quiet", str(workspace), str(clone), cwd=tmp_path)
+    shutil.copytree(workspace / ".dvc/cache", clone / ".dvc/cache")
+    assert not ran(execute("dvc", "repro", cwd=clone))

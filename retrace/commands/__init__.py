@@ -1,6 +1,7 @@
 """What `retrace COMMAND` runs: a module for each, with a `main` that `run` starts."""
 
 COMMANDS = {
+    "run": "run the pipeline as `dvc repro` does, but faster, and draw the report",
     "complete": "fill the missing pixels of an image of one's own",
     "audit": "count the images that can be identified from a classifier's weights",
     "report": "draw what people look at, in one file: metrics/report.html",

@@ -43,7 +43,7 @@ def main(store: Path, port: int) -> None:
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "store", type=Path, nargs="?", default=Path(), help="a folder with mlflow.db (default: .)"
+        "--store", type=Path, default=Path(), help="the folder of an mlflow.db (default: .)"
     )
     parser.add_argument("--port", type=int, default=5000, help="on localhost (default: 5000)")
 

@@ -116,7 +116,7 @@ def test_the_demo_refuses_before_it_makes_anything(
     make_workspace: Callable[[Path], Path], tmp_path: Path
 ) -> None:
     folder = make_workspace(tmp_path / "{a}")
-    result = execute(sys.executable, "-m", "retrace.commands.demo", cwd=folder, check=False)
+    result = execute(sys.executable, "-m", "retrace", "demo", cwd=folder, check=False)
     assert result.returncode == 2 and result.stderr.startswith("retrace: the path ")
     assert result.stderr.count("\n") == 1
     assert not (folder / "demo").exists()
