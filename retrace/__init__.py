@@ -22,6 +22,13 @@ if TYPE_CHECKING:
     from retrace.problems.imputation.complete import Completion, complete
     from retrace.problems.training_data.audit import Audit, audit
     from retrace.types import BadInput
+else:
+
+    def __getattr__(name: str) -> Any:
+        if name not in _HOMES:
+            raise AttributeError(f"module 'retrace' has no attribute {name!r}")
+        return getattr(import_module(f"retrace.{_HOMES[name]}"), name)
+
 
 __version__ = "0.1.0"
 __all__ = ["Audit", "BadInput", "Completion", "Refusal", "audit", "complete", "load"]
@@ -34,12 +41,6 @@ _HOMES = {
     "BadInput": "types",
     "Refusal": "pipeline.command",
 }
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'retrace' has no attribute {name!r}")
-    return getattr(import_module(f"retrace.{_HOMES[name]}"), name)
 
 
 def __dir__() -> list[str]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from numpy.typing import ArrayLike
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from retrace import load
@@ -33,8 +33,8 @@ class Completion(NamedTuple):
 
 
 def complete(
-    image: ArrayLike | Tensor,
-    mask: ArrayLike | Tensor | None = None,
+    image: NDArray[Any] | Tensor,
+    mask: NDArray[Any] | Tensor | None = None,
     *,
     method: str | Callable[..., Any] = "combined",
     network: nn.Module | str | Path = "prior",
@@ -103,7 +103,7 @@ def named(method: str) -> Callable[..., Any]:
     return function
 
 
-def observation(image: ArrayLike | Tensor, mask: ArrayLike | Tensor | None) -> Tensor:
+def observation(image: NDArray[Any] | Tensor, mask: ArrayLike | Tensor | None) -> Tensor:
     """An image with NaN where a pixel is missing, see `complete`."""
     observed = torch.as_tensor(image, dtype=torch.float32)
     if observed.dim() not in (2, 3) or observed.shape[-2:] != (SIDE, SIDE) or not len(observed):

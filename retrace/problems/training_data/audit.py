@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from retrace.measures.identification import (
@@ -81,8 +81,8 @@ class Audit(NamedTuple):
 
 def audit(
     weights: nn.Module | Mapping[str, Tensor],
-    images: ArrayLike | Tensor,
-    held_out: ArrayLike | Tensor,
+    images: NDArray[Any] | Tensor,
+    held_out: NDArray[Any] | Tensor,
     *,
     distinct_null: bool = False,
     means: Means = MEANS,
@@ -157,7 +157,7 @@ class NoMemory:
         pass
 
 
-def pixels(images: ArrayLike | Tensor, *, name: str) -> Tensor:
+def pixels(images: NDArray[Any] | Tensor, *, name: str) -> Tensor:
     """Images in [0, 1] as float32; see `audit` for what is refused."""
     array = np.asarray(images)
     if array.ndim < 2 or not array.size:
