@@ -22,8 +22,7 @@ import json, sys, numpy, retrace
 assert "torch" not in sys.modules and "complete" in dir(retrace)
 image = numpy.full((28, 28), 0.25, numpy.float32)
 image[14:] = numpy.nan
-from retrace.types import ignore
-found = retrace.complete(image, method="ridge", network="gaussian", penalty=0.1, callback=ignore)
+found = retrace.complete(image, method="ridge", network="gaussian", penalty=0.1)
 print(json.dumps([retrace.__file__, found.image.tolist()]))
 """
 

@@ -153,7 +153,7 @@ def test_the_default_is_combined_where_there_is_such_a_run(
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "mask": ({"mask": "botom"}, "allowed are bottom, random_50, or an image file"),
-    "method": ({"method": "magic"}, "allowed are mean, known, ridge"),
+    "method": ({"method": "magic"}, "allowed are mean, ridge, known"),
     "checkpoint": ({"method": "known"}, "`dvc repro train@ffnn` makes it"),
     "image": ({"image": "params.yaml"}, "not an image"),
     "no image": ({"image": "six.png"}, "is missing"),

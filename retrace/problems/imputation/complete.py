@@ -103,7 +103,7 @@ def named(method: str) -> Callable[..., Any]:
     return function
 
 
-def observation(image: NDArray[Any] | Tensor, mask: ArrayLike | Tensor | None) -> Tensor:
+def observation(image: NDArray[Any] | Tensor, mask: NDArray[Any] | Tensor | None) -> Tensor:
     """An image with NaN where a pixel is missing, see `complete`."""
     observed = torch.as_tensor(image, dtype=torch.float32)
     if observed.dim() not in (2, 3) or observed.shape[-2:] != (SIDE, SIDE) or not len(observed):
