@@ -31,7 +31,6 @@ from retrace.networks import denoiser, gallery, prior
 from retrace.networks import masked as masked_network
 from retrace.pipeline.command import Refusal
 from retrace.pipeline.params import GIVEN, EveryNthRow, Mask, RandomPixels, Rectangle, bind
-from retrace.report import sheets as report
 
 pytestmark = pytest.mark.numerical
 
@@ -775,24 +774,3 @@ def test_entropy_and_the_most_ambiguous_images() -> None:
         uncertainty.entropy(labels), torch.tensor([0.0, 1.0, 2.0], dtype=torch.float64)
     )
     assert uncertainty.ambiguous(labels).tolist() == [2, 1, 0]
-
-
-def test_the_picture_of_false_minima_counts_losses_below_the_truths(images: Tensor) -> None:
-    """A network that returns bright images whole and halves the others: one is made bright."""
-
-    class Halved(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return x / 2 * (x.mean(dim=(1, 2), keepdim=True) < 0.5) + x * (
-                x.mean(dim=(1, 2), keepdim=True) >= 0.5
-            )
-
-    truth = images[:4].numpy()
-    observed = hide(images[:4], BOTTOM).numpy()
-    optimised = truth.copy()
-    optimised[1, 14:] = 1.0  # bright enough to be returned whole: no loss at all
-    widths = []
-    for inputs in (truth, optimised):
-        picture = report.false_minima_picture(Halved(), inputs, truth, observed, title="")
-        widths.append(picture.width)
-    # Without a false minimum the first images are shown, all four; else those that have one.
-    assert widths[0] > widths[1]
