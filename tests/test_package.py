@@ -12,8 +12,9 @@ from conftest import ROOT, TINY, execute, write_params
 from PIL import Image, ImageDraw
 
 from retrace import __version__
-from retrace.networks.gaussian import Network
-from retrace.pipeline.artifacts import save_checkpoint
+from retrace.pipeline.artifacts import DATASET, history_path, save_checkpoint, write_json
+from retrace.pipeline.params import load
+from retrace.training import train_network
 
 PIPELINE = ("dvc", "filelock", "mlflow", "torchvision", "yaml")  # what the library does without
 RIDGE = {"problem": "imputation", "method": "ridge", "network": "gaussian"}
@@ -55,14 +56,24 @@ def site(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, images: torch.Tensor) -> Path:
+    """A folder with params.yaml, and one network and its record as a stage writes them."""
     monkeypatch.chdir(tmp_path)
+    networks = {"gaussian": TINY["networks"]["gaussian"]}
     run = {**RIDGE, "settings": {"penalty": 0.1}}
-    write_params(tmp_path, {**TINY, "runs": {"imputation-ridge": run}})
-    network = Network()
-    network.fit((images, images), (images, images), lambda entry: None)
+    write_params(tmp_path, {**TINY, "networks": networks, "runs": {"imputation-ridge": run}})
+    split = images, torch.zeros(len(images), dtype=torch.int64)
+    network, record = train_network(
+        "gaussian",
+        load().networks["gaussian"],
+        split,
+        split,
+        device=torch.device("cpu"),
+        dataset="digits",
+    )
     save_checkpoint(
         network, name="gaussian", architecture="gaussian", arguments={}, dataset="digits"
     )
+    write_json(history_path("gaussian"), record)
     return tmp_path
 
 
@@ -89,5 +100,17 @@ def test_the_command_works_where_it_is_installed(site: Path, workspace: Path) ->
     command = (str(site / "bin" / "retrace"), "complete", "seven.png")
     done = execute(*command, cwd=workspace, PYTHONPATH=str(site))
     assert "method ridge" in done.stdout and Path("completed.png").exists()
-    failed = execute(*command[:1], "mend", cwd=workspace, PYTHONPATH=str(site), check=False)
+    failed = execute(command[0], "mend", cwd=workspace, PYTHONPATH=str(site), check=False)
     assert failed.returncode == 2 and "retrace-networks[pipeline]" in failed.stderr
+
+
+def test_the_report_is_drawn_where_it_is_installed(site: Path, workspace: Path) -> None:
+    """Of what there is: the pipeline's network, and no reconstruction."""
+    networks = {"gaussian": TINY["networks"]["gaussian"]}
+    write_params(workspace, {**TINY, "networks": networks, "runs": {}})
+    facts = {"name": "digits", "sizes": {"train": 1}, "sha256": {}, "seed": 0, "source": "none"}
+    write_json(DATASET, facts)
+    done = execute(str(site / "bin/retrace"), "report", cwd=workspace, PYTHONPATH=str(site))
+    page = Path("metrics/report.html").read_text(encoding="utf-8")
+    assert "metrics/report.html" in done.stdout
+    assert page.startswith("<!doctype html>") and "train@gaussian" in page
