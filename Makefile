@@ -13,7 +13,7 @@ export STORE
 PORT ?= 5000
 READY := .venv/ready
 
-.PHONY: help setup demo run test portability servers cluster sweep faults track ui plots report compare bench screenshots lint constraints
+.PHONY: help setup demo run test portability servers cluster sweep faults track ui plots report compare bench screenshots notebook lint constraints
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
@@ -38,10 +38,10 @@ test: $(READY) ## the tests
 
 servers: $(READY) ## the tests that start PostgreSQL, MLflow's server and a storage (minutes)
 	.venv/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,servers]'
-	RETRACE_SERVERS=1 python -m pytest tests/test_servers.py
+	RETRACE_SERVERS=1 python -m pytest tests/tracking/test_servers.py
 
 cluster: $(READY) ## the tests of a Ray cluster on this machine, which take minutes: pip install .[cluster]
-	RETRACE_CLUSTER=1 python -m pytest tests/test_cluster.py
+	RETRACE_CLUSTER=1 python -m pytest tests/execution/test_cluster.py
 
 sweep: $(READY) ## a sweep of params.yaml, by its NAME; RETRACE_WORKERS and RETRACE_ENGINE say where
 	@python -m retrace sweep $(NAME)
@@ -50,7 +50,7 @@ portability: $(READY) ## the numerical tests and a small pipeline as on other pr
 	RETRACE_PORTABILITY=full python -m pytest --numprocesses 2 tests/test_portability.py
 
 faults: $(READY) ## every fault: kills, full disks, hostile files, mutated parameters (an hour)
-	RETRACE_FAULTS=full python -m pytest -rA tests/faults tests/test_params.py
+	RETRACE_FAULTS=full python -m pytest -rA tests/faults tests/pipeline/test_params.py
 
 track: $(READY) ## publish to MLflow what dvc.lock says (STORE=demo for the demo's)
 	@cd -- "$$STORE" && python -m retrace mend && python -m stages.track
@@ -76,6 +76,9 @@ bench: $(READY) ## every benchmark, beside what a user would do instead: docs/be
 
 screenshots: $(READY) ## the README's pictures of pages, by a browser: docs/pictures/
 	@python -m docs.screenshots --store "$$STORE"
+
+notebook: $(READY) ## run docs/library.ipynb again
+	@python -m docs.notebook
 
 lint: $(READY) ## ruff and mypy; bandit where it is installed
 	ruff check .
