@@ -104,7 +104,7 @@ class Energy(NamedTuple):
         """
         identity = torch.eye(codes.shape[1])
         jacobian, values = identity.expand(len(codes), -1, -1), codes  # (B, d, d)
-        for layer in self.decoder[:-1]:
+        for layer in list(self.decoder)[:-1]:
             values = layer(values)
             if isinstance(layer, nn.Linear):
                 # Inputs first, so that one matrix serves the whole batch: (B, d, units).

@@ -63,9 +63,7 @@ def reconstruct(
         covariance=network.covariance,
         penalty=start_penalty,
     )
-    search = _latent.Search(
-        likelihood_blocks, likelihood_scattered, restarts, steps, learning_rate
-    )
+    search = _latent.Search(likelihood_blocks, likelihood_scattered, restarts, steps, learning_rate)
     generator = torch.Generator().manual_seed(seed)
     modes = search.modes(network, observed, completion, generator, callback)
     if answer == "best":

@@ -176,7 +176,10 @@ class Residual(NamedTuple):
         values, vectors = torch.linalg.eigh(network.residual_covariance)
         root = vectors * values.clamp(min=0).sqrt()
         return cls(
-            network.residual_mean.float(), network.residual_covariance.float(), root.float(), penalty
+            network.residual_mean.float(),
+            network.residual_covariance.float(),
+            root.float(),
+            penalty,
         )
 
     def added(
