@@ -1,16 +1,32 @@
 """The row space of the first layer: what its points and the units' patterns say about images."""
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor
 
-NOISE = 1e-6  # singular values below this share of the largest are float32's noise
-KINK = 1e-2  # |cosine| between an image and a unit below which the unit counts as at its kink
-RIDGE = 1e-5  # of the fit of a pattern in the column space
-STRICT = 1e3  # weight of the conditions on the duals
-LIVE_SHARE = 0.02  # of the second layer's units of one sign, for a candidate to count as passing
-TIGHT = 2e-3  # a pixel this near to 0 or 1 is at the end of its range
-FLOOR = 1e-10  # keeps directions that the weights determine weakly from counting as free
-ONES = 100.0  # weight of the last coordinate, which stays 1
+from retrace.methods.training_data._constants import (
+    DEAD,
+    FLOOR,
+    KINK,
+    LIVE_SHARE,
+    NOISE,
+    ONES,
+    RIDGE,
+    STRICT,
+    TIGHT,
+)
+
+Map = Callable[[Tensor], Tensor]  # of images (m, d) to images
+
+
+def affine(images: Tensor, *, factors: tuple[Tensor, ...], offset: Tensor) -> Tensor:
+    """v M + c, M the product of the factors and c the offset (d,)."""
+    *others, last = factors
+    for factor in others:
+        images = images @ factor
+    return torch.addmm(offset, images, last)
 
 
 class RowSpace:
@@ -32,7 +48,7 @@ class RowSpace:
         self.bias = bias.double()
         self.rows = torch.cat([self.first, self.bias[:, None]], dim=1)
         lengths = self.rows.norm(dim=1)
-        self.live = torch.nonzero(lengths > 1e-2 * lengths.max()).flatten()
+        self.live = torch.nonzero(lengths > DEAD * lengths.max()).flatten()
         self.lengths = lengths[self.live]
         columns, values, basis = torch.linalg.svd(self.rows, full_matrices=False)
         rank = int((values > NOISE * values[0]).sum())
@@ -52,11 +68,11 @@ class RowSpace:
         centred = (images - self.mean).double()
         return torch.cat([centred, centred.new_ones(len(centred), 1)], dim=1)
 
-    def projection(self, strength: float, duals: Tensor, weight: float) -> tuple[Tensor, Tensor]:
-        """The nearest point of the row space, small coordinates and no known image preferred.
+    def projection(self, strength: float, duals: Tensor, weight: float) -> Map:
+        """To the nearest point of the row space, small coordinates and no known image preferred.
 
         argmin over z, z b = 1, of |z V_pixels - v|^2 + strength sum (z_k / s_k)^2 + weight |D z|^2
-        is affine in v: v M + m.
+        for v less the mean is affine in v.
 
         Parameters
         ----------
@@ -68,8 +84,8 @@ class RowSpace:
 
         Returns
         -------
-        M : (d, d) float32
-        m : (d,) float32
+        function
+            In float32; by two thin factors where they hold fewer numbers than their product.
         """
         pixels, ones = self.basis[:, :-1], self.basis[:, -1]
         normal = pixels @ pixels.T + (strength / self.spread**2).diag() + weight * duals.T @ duals
@@ -77,7 +93,12 @@ class RowSpace:
         towards = inverse @ ones
         reach = ones @ towards
         inverse = inverse - torch.outer(towards, towards) / reach
-        return (pixels.T @ inverse @ pixels).float(), (pixels.T @ towards / reach).float()
+        left, mean = pixels.T @ inverse, self.mean.double()
+        offset = mean + (towards / reach - mean @ left) @ pixels
+        few = 2 * len(self.values) < len(mean)
+        factors = (left, pixels) if few else (left @ pixels,)
+        single = tuple(factor.float() for factor in factors)
+        return partial(affine, factors=single, offset=offset.float())
 
     def patterns(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What candidates switch on.
@@ -114,7 +135,8 @@ class RowSpace:
         whole.diagonal().add_(RIDGE)
         normal = whole.repeat(len(cosines), 1, 1)
         for matrix, kink in zip(normal, cosines.abs() <= KINK, strict=True):
-            matrix.sub_(self.scaled[kink].T @ self.scaled[kink])
+            rows = self.scaled[kink]
+            matrix.addmm_(rows.T, rows, alpha=-1)
         return normal
 
     def certify(self, images: Tensor, chunk: int = 64) -> Tensor:
@@ -228,12 +250,14 @@ class RowSpace:
             In which it moves most freely: a step in pixels.
         """
         pixels, ones = self.basis[:, :-1], self.basis[:, -1]
-        always = (FLOOR / self.spread**2).diag() + ONES * torch.outer(ones, ones)
+        # Of all pixels, less the free ones, which are fewer than the tight ones.
+        whole = (FLOOR / self.spread**2).diag() + ONES * torch.outer(ones, ones) + pixels @ pixels.T
         smallest, directions = [torch.zeros(0)], [images[:0].float()]
         for part in images.split(chunk):
-            normal = always.repeat(len(part), 1, 1)
-            for matrix, tight in zip(normal, (part < TIGHT) | (part > 1 - TIGHT), strict=True):
-                matrix.add_(pixels[:, tight] @ pixels[:, tight].T)
+            normal = whole.repeat(len(part), 1, 1)
+            for matrix, free in zip(normal, (part >= TIGHT) & (part <= 1 - TIGHT), strict=True):
+                loose = pixels[:, free]
+                matrix.addmm_(loose, loose.T, alpha=-1)
             values, vectors = torch.linalg.eigh(normal)
             smallest.append(values[:, 0].clamp(min=0).sqrt().float())
             directions.append((vectors[:, :, 0] @ pixels).float())
