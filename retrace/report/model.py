@@ -128,8 +128,9 @@ class Case:
         *,
         first: bool = True,
     ) -> None:
-        """What a method makes of the images, and its errors."""
+        """What a method makes of the images, and its errors, of coloured ones their mean."""
         error = abs(images - truth)
+        error = error.mean(axis=1) if error.ndim == 4 else error
         strip = Strip(label, images, f"{self.name}: {alt}", error=error, note=note, first=first)
         self.strips.append(strip)
 

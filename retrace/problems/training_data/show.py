@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from retrace.measures import identification
 from retrace.measures.identification import THRESHOLDS
-from retrace.networks.margin import Network as Margin
 from retrace.pipeline.artifacts import history_path, metrics_path, read_json
 from retrace.problems import Arrays, Ground, Run
 from retrace.report import charts
@@ -67,11 +66,11 @@ def section(state: State) -> Section:
     runs = digits | coloured
     curves: dict[str, tuple[list[float], list[float]]] = {}
     groups: dict[str, list[Case]] = {}
-    steps: list[Steps] = []
+    steps: dict[str, Steps] = {}
     sheets: list[Steps] = []
     pictures: list[Strip] = []
     truths: dict[str, identification.Truth] = {}
-    for name, s in runs.items():
+    for name, s in sorted(runs.items(), key=lambda item: str(item[1]["network"])):
         with state.noting():
             network = s["network"]
             if network not in truths:  # one at a time: the held-out images are many
@@ -90,7 +89,10 @@ def section(state: State) -> Section:
                 image = state.chosen[f"{PROBLEM}/{name}"]["median"][0]
                 pictures = first_pair(trained, arrays["estimate"], truth, matchings[0], image)
             if "snapshots" in arrays and s["method"] == "kkt":
-                steps.append(replace(iterations(arrays, run=name), open=not steps))
+                steps[name] = iterations(arrays, run=name)
+    curves = {name: curves[name] for name in runs if name in curves}
+    groups = {name: groups[name] for name in runs if name in groups}
+    ordered = [steps[name] for name in runs if name in steps]
     blocks: list[Block] = []
     if digits:
         blocks.append(digits_table(digits, controls=controls))
@@ -122,7 +124,7 @@ def section(state: State) -> Section:
                 first=next(iter(groups)),
             )
         )
-    blocks += steps
+    blocks += [replace(one, open=i == 0) for i, one in enumerate(ordered)]
     summary = summary_of(runs, pictures, controls=controls & set(digits))
     rows = {"training_data.csv": flat_rows(runs)}
     return Section(PROBLEM, TITLE, LEAD, summary, blocks, sheets, rows)
@@ -251,17 +253,10 @@ def cases_of_run(
     shape = estimate.shape[1:]
 
     def pair(case: str, kind: str, originals: Any, candidates: Any, value: float) -> Case:
-        error = abs(np.clip(candidates, 0, 1) - originals)
-        error = error.mean(axis=1) if error.ndim == 4 else error
-        alt, note = f"{case}: candidates of {name}", f"{value:.3f}"
-        return Case(
-            case,
-            "",
-            [
-                Strip(kind, originals, f"{case}: {kind}s", given=True),
-                Strip("candidate", candidates, alt, error=error, note=note),
-            ],
-        )
+        found = Case(case, "", [Strip(kind, originals, f"{case}: {kind}s", given=True)])
+        shown = np.clip(candidates, 0, 1)
+        found.add("candidate", shown, originals, f"candidates of {name}", f"{value:.3f}")
+        return found
 
     originals = truth.images.numpy().reshape(-1, *shape)
     # Images that another state has chosen may have no candidate here.
@@ -413,7 +408,7 @@ def first_pair(
 ) -> list[Strip]:
     """A training image, weights of a unit, and the candidate."""
     candidate = int(matching.candidates[image])
-    if candidate == identification.UNMATCHED or not isinstance(network, Margin):
+    if candidate == identification.UNMATCHED or not hasattr(network, "shape"):
         return []
     weights = network.get_parameter("layers.0.weight").detach()
     largest = weights[weights.norm(dim=1).argmax()].reshape(1, *network.shape).numpy()
