@@ -2,10 +2,11 @@
 
 from pathlib import Path
 
-from retrace.checks import check_all, check_place, check_sweeps, left_over
+from retrace.checks import check_all, check_place, left_over
 from retrace.pipeline.artifacts import written_whole
 from retrace.pipeline.command import run
 from retrace.pipeline.params import load
+from retrace.sweeps.trials import check_sweeps
 
 
 def main() -> None:

@@ -187,7 +187,7 @@ class Network(nn.Module):
         images = training[0]
         if len(images) < len(self.weights):
             raise BadInput(
-                f"arguments: components = {len(self.weights)}: {len(images)} training images"
+                f"components = {len(self.weights)}: {len(images)} training images"
             )
         history = train(
             self,

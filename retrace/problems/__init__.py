@@ -4,7 +4,8 @@
   truth, as arrays. The settings are the problem's section of params.yaml.
 - ``score.py``: a class ``Scorer``, made once from the ground and the runs of the problem, and
   called for each run with its arrays: the scores, and their headline. ``baselines`` is what the
-  runs are measured against.
+  runs are measured against. ``JUDGES`` are networks that scores need beside a run's own, and
+  ``BASELINE`` is the method of the run that others are compared with, or None.
 - ``show.py``: ``section(state)`` gives tables, galleries and charts, ``pictures(run, ground)``
   pictures for MLflow.
 
@@ -46,6 +47,13 @@ def names() -> list[str]:
 def part(problem: str, name: str) -> Any:
     """A module of a problem: its ``observe``, ``score`` or ``show``."""
     return import_module(f"retrace.problems.{problem}.{name}")
+
+
+def needed(problem: str, source: str) -> set[str]:
+    """Networks without which a problem is not observed or scored, beside those of its runs."""
+    path = Path(source)
+    observed_from = {path.stem} if path == checkpoint_path(path.stem) else set()
+    return observed_from | set(part(problem, "score").JUDGES)
 
 
 class Observations(NamedTuple):
@@ -93,6 +101,8 @@ class Ground:
         Images (n, 28, 28) and labels (n,) of "train", "validation" or "test".
     load : function
         A network in evaluation mode, and the record of its training, by its name.
+    read : function
+        Arrays of a file, by its path.
     """
 
     problem: str
@@ -100,6 +110,7 @@ class Ground:
     means: Callable[[dict[str, Tensor]], dict[str, float]] | None = None
     split: Callable[[str], tuple[Tensor, Tensor]] = read_split
     load: Callable[[str], tuple[nn.Module, dict[str, Any]]] = read_network
+    read: Callable[[Path], Arrays] = read_arrays
 
     @cached_property
     def dataset(self) -> str:
@@ -108,12 +119,12 @@ class Ground:
     @cached_property
     def given(self) -> Arrays:
         """The observations, see `Observations`."""
-        return read_arrays(observed_path(self.problem))
+        return self.read(observed_path(self.problem))
 
     @cached_property
     def truth(self) -> Arrays:
         """The truth, see `Observations`."""
-        return read_arrays(truth_path(self.problem))
+        return self.read(truth_path(self.problem))
 
     def network(self, name: str) -> Any:
         return self.load(name)[0]

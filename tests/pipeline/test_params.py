@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 from retrace.checks import check_all
 from retrace.commands.demo import params_of
-from retrace.commands.jobs import Job, work
 from retrace.pipeline.command import Refusal
 from retrace.pipeline.params import load, read_yaml
 
@@ -228,22 +227,6 @@ def test_a_leading_zero_is_no_octal(tmp_path: Path) -> None:
     file = tmp_path / "params.yaml"
     file.write_text(dumps_yaml(PARAMS).replace("  seed: 0", "  seed: 010", 1), encoding="utf-8")
     assert load(file).data.seed == load_yaml(str(file))["data"]["seed"] == 10
-
-
-def test_what_the_workers_of_a_sweep_read_is_what_they_were_given(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in ("RETRACE_ENGINE", "RETRACE_WORKERS"):
-        monkeypatch.setenv(name, "")  # `work` sets them
-    params = {
-        "path": 'é 数 \U0001f600 \\ " \n',
-        "rate": 1e-05,
-        "huge": 1e22,
-        "no": None,
-        "yes": [True],
-    }
-    assert work(Job(str(tmp_path / "job"), params, {}, [])) is None
-    assert exact(read_yaml(tmp_path / "job/params.yaml")) == exact(params)
 
 
 def test_a_file_that_is_not_utf_8(tmp_path: Path) -> None:

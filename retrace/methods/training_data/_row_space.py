@@ -14,6 +14,7 @@ from retrace.methods.training_data._constants import (
     NOISE,
     ONES,
     RIDGE,
+    RIGID,
     STRICT,
     TIGHT,
 )
@@ -27,6 +28,15 @@ def affine(images: Tensor, *, factors: tuple[Tensor, ...], offset: Tensor) -> Te
     for factor in others:
         images = images @ factor
     return torch.addmm(offset, images, last)
+
+
+def smallest_ratio(upper: Tensor, lower: Tensor) -> Tensor:
+    """Smallest v^T U v / v^T L v over v, (m,), of symmetric matrices (m, k, k): the smallest
+    generalised eigenvalue."""
+    root = torch.linalg.cholesky(lower)
+    half = torch.linalg.solve_triangular(root, upper, upper=False)
+    whole = torch.linalg.solve_triangular(root, half.mT, upper=False)
+    return torch.linalg.eigvalsh((whole + whole.mT) / 2)[:, 0]
 
 
 class RowSpace:
@@ -160,19 +170,14 @@ class RowSpace:
             mixed = self.scaled.T @ patterns  # (m, r, 2)
             energy = patterns.mT @ patterns  # (m, 2, 2)
             left = energy - mixed.mT @ torch.cholesky_solve(mixed, factor)
-            # An image that passes both groups has two dual factors: the best ratio of them is the
-            # smaller generalised eigenvalue of a 2 x 2 problem.
             both = passing.all(dim=1)
             scale = energy.diagonal(dim1=1, dim2=2)
             single = (left.diagonal(dim1=1, dim2=2) / scale.clamp(min=1e-30)).where(
                 passing, torch.ones(())
             )
             value = single.min(dim=1).values
-            if bool(both.any()):
-                root = torch.linalg.cholesky(energy[both])
-                half = torch.linalg.solve_triangular(root, left[both], upper=False)
-                whole = torch.linalg.solve_triangular(root, half.mT, upper=False)
-                value[both] = torch.linalg.eigvalsh((whole + whole.mT) / 2)[:, 0]
+            # An image that passes both groups has two dual factors: the best of all.
+            value[both] = smallest_ratio(left[both], energy[both])
             residuals.append(value.clamp(min=0).sqrt().float())
         return torch.cat(residuals)
 
@@ -230,8 +235,20 @@ class RowSpace:
         taken = (self.columns * self.values) @ fitted.T @ extended
         return fitted, self.rows - taken
 
-    def rigidity(self, images: Tensor, chunk: int = 64) -> tuple[Tensor, Tensor]:
-        """How firmly the pixels at the ends of their range hold an image in its place.
+    def _tight(self, images: Tensor) -> Tensor:
+        """Normal matrices (m, r, r) of the rows that hold a point: those of its tight pixels, at 0
+        or 1, of the last coordinate, and a little of each direction."""
+        pixels, ones = self.basis[:, :-1], self.basis[:, -1]
+        # Of all pixels, less the free ones, which are fewer than the tight ones.
+        whole = (FLOOR / self.spread**2).diag() + ONES * torch.outer(ones, ones) + pixels @ pixels.T
+        normal = whole.repeat(len(images), 1, 1)
+        for matrix, free in zip(normal, (images >= TIGHT) & (images <= 1 - TIGHT), strict=True):
+            loose = pixels[:, free]
+            matrix.addmm_(loose, loose.T, alpha=-1)
+        return normal
+
+    def rigid(self, images: Tensor, chunk: int = 64) -> Tensor:
+        """Whether the pixels at the ends of their range hold an image in its place.
 
         A point of the row space is a vertex of the polytope that the box of pixels cuts out of it
         when no direction leaves all its tight pixels (at 0 or 1) as they are. A training image
@@ -244,24 +261,24 @@ class RowSpace:
 
         Returns
         -------
-        rigidity : (m,) float32
-            Smallest singular value of the tight pixels' rows; about 0 where the image can move.
-        directions : (m, d) float32
-            In which it moves most freely: a step in pixels.
+        (m,) bool
+            Whether the smallest singular value of the tight pixels' rows is above `RIGID`.
         """
-        pixels, ones = self.basis[:, :-1], self.basis[:, -1]
-        # Of all pixels, less the free ones, which are fewer than the tight ones.
-        whole = (FLOOR / self.spread**2).diag() + ONES * torch.outer(ones, ones) + pixels @ pixels.T
-        smallest, directions = [torch.zeros(0)], [images[:0].float()]
+        found = [torch.zeros(0, dtype=torch.bool)]
         for part in images.split(chunk):
-            normal = whole.repeat(len(part), 1, 1)
-            for matrix, free in zip(normal, (part >= TIGHT) & (part <= 1 - TIGHT), strict=True):
-                loose = pixels[:, free]
-                matrix.addmm_(loose, loose.T, alpha=-1)
-            values, vectors = torch.linalg.eigh(normal)
-            smallest.append(values[:, 0].clamp(min=0).sqrt().float())
-            directions.append((vectors[:, :, 0] @ pixels).float())
-        return torch.cat(smallest), torch.cat(directions)
+            normal = self._tight(part)
+            normal.diagonal(dim1=1, dim2=2).sub_(RIGID**2)
+            # Positive definite still, which costs less to find out than the eigenvalue.
+            found.append(torch.linalg.cholesky_ex(normal).info == 0)
+        return torch.cat(found)
+
+    def loosest(self, images: Tensor, chunk: int = 64) -> Tensor:
+        """Directions (m, d), steps in pixels, in which images move most freely: see `rigid`."""
+        directions = [images[:0].float()]
+        for part in images.split(chunk):
+            _, vectors = torch.linalg.eigh(self._tight(part))
+            directions.append((vectors[:, :, 0] @ self.basis[:, :-1]).float())
+        return torch.cat(directions)
 
     def objectives(self, found: Tensor, count: int, generator: torch.Generator) -> Tensor:
         """Random directions that say nothing of the images found, to search the others along.

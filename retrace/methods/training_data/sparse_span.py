@@ -36,7 +36,6 @@ from retrace.methods.training_data._constants import (
     FEW_DIMENSIONS,
     POLISH,
     RELAXATION,
-    RIGID,
     SAME_IMAGE,
     SAME_POINT,
     SAME_START,
@@ -230,7 +229,7 @@ def certificate(space: RowSpace, images: Tensor, *, few: bool) -> Tensor:
     small: few images leave few patterns, which mixtures share."""
     residual = space.certify(images)
     if few:
-        residual += (space.rigidity(images)[0] < RIGID).float()
+        residual += (~space.rigid(images)).float()
     return residual
 
 
@@ -305,7 +304,7 @@ def walk(space: RowSpace, images: Tensor, generator: torch.Generator) -> Tensor:
     """Go from points of a polytope to its vertices, along its faces, both ways at first.
 
     Each step goes in the direction that leaves all tight pixels as they are (see
-    `RowSpace.rigidity`), until another pixel reaches the end of its range.
+    `RowSpace.rigid`), until another pixel reaches the end of its range.
 
     Parameters
     ----------
@@ -325,13 +324,12 @@ def walk(space: RowSpace, images: Tensor, generator: torch.Generator) -> Tensor:
     sense[len(images) :] = -1
     ended = []
     for step in range(WALK):
-        rigidity, directions = space.rigidity(at)
-        loose = rigidity < RIGID
-        ended.append(at[~loose])
-        at, directions, sense = at[loose], directions[loose], sense[loose]
+        rigid = space.rigid(at)
+        ended.append(at[rigid])
+        at, sense = at[~rigid], sense[~rigid]
         if step:
             sense = torch.randint(0, 2, (len(at), 1), generator=generator) * 2.0 - 1
-        directions = directions * sense
+        directions = space.loosest(at) * sense
         room = torch.where(directions > 0, 1 - at, at) / directions.abs().clamp(min=1e-12)
         room[(at < TIGHT) | (at > 1 - TIGHT)] = torch.inf
         nearest = room.min(dim=1, keepdim=True).values

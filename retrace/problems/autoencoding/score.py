@@ -10,6 +10,8 @@ from retrace.measures import quality
 from retrace.pipeline.command import Refusal
 from retrace.problems import Ground, Run, Scores
 
+JUDGES = ("gaussian",)
+BASELINE = None
 HEADLINE = ("mse", "psnr", "ssim", "mse_over_pca")
 
 

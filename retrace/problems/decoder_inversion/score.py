@@ -12,6 +12,8 @@ from retrace.measures.quality import Means
 from retrace.pipeline.command import Refusal
 from retrace.problems import Arrays, Ground, Run, Scores
 
+JUDGES = ()
+BASELINE = None
 OFF_RANGE = "off_range"
 # How far the output of a found code may be from that of the true one, in any pixel: the step that
 # the observation was rounded to; for float32 64 of its steps, since every layer rounds.

@@ -9,12 +9,13 @@ from torch import Tensor
 
 from retrace.measures import quality, uncertainty
 from retrace.measures.quality import Means
-from retrace.pipeline.artifacts import read_arrays, reconstruction_path
+from retrace.pipeline.artifacts import reconstruction_path
 from retrace.pipeline.command import Refusal
 from retrace.problems import Ground, Run, Scores
 
 HEADLINE = ("mse", "psnr", "ssim", "mse_over_ridge", "known_residual", "agreement")
-BASELINE = "ridge"  # the method that others are compared with
+JUDGES = ("classifier",)
+BASELINE = "ridge"
 
 
 def score_mask(
@@ -78,7 +79,7 @@ class Scorer:
         ridge = [name for name, record in records.items() if record["method"] == BASELINE]
         if ridge:
             path = reconstruction_path(ground.problem, ridge[0])
-            estimate = torch.from_numpy(read_arrays(path, only=("estimate",))["estimate"])
+            estimate = torch.from_numpy(ground.read(path)["estimate"])
             errors = [
                 quality.mse(estimate[i].clamp(0, 1), self.truth, where=observed.isnan())
                 for i, observed in enumerate(self.observed)

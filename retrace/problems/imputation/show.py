@@ -241,7 +241,7 @@ def shown(
                     alt = f"completed by {name}, {mask}"
                     case.add(name, full, truth[case.index], alt, value, first=name in first)
             given, where = observed[i], f"mask {preferred}: {name}"
-            if "samples" in arrays:
+            if all(key in arrays for key in uncertainty.ARRAYS):
                 kept = {key: arrays[key][i] for key in ("estimate", "deviation", "samples")}
                 classifier = ground.network("classifier")
                 steps = samples(kept, truth, given, classifier, where=where)

@@ -14,8 +14,8 @@ from retrace.problems import Ground, Observations
 @torch.no_grad()
 def observe(ground: Ground, *, starts: Annotated[int, Field(ge=1)] = 1000) -> Observations:
     """Test images, without their labels, and the matrices of the decoder that is the source, whose
-    range may be a prior, with the images' mean code. What is wanted is a setting of each run, and the
-    truth is what the network says to the answer."""
+    range may be a prior, with the images' mean code. What is wanted is a setting of each run, and
+    the truth is what the network says to the answer."""
     images = ground.split("test")[0][:starts]
     decoder = decoder_of(ground)
     given: dict[str, Any] = {

@@ -15,6 +15,8 @@ from retrace.measures.quality import Means
 from retrace.pipeline.command import Refusal
 from retrace.problems import Arrays, Ground, Run, Scores
 
+JUDGES = ()
+BASELINE = None
 TOLERANCE = 1e-6  # relative error of an output that counts as reached
 EQUAL = 0  # the other relations are -1, at most, and 1, at least
 BATCH = 200

@@ -12,6 +12,8 @@ from retrace.measures.quality import Means
 from retrace.pipeline.command import Refusal
 from retrace.problems import Ground, Run, Scores
 
+JUDGES = ()
+BASELINE = None
 RANKS = (50, 100, 150)  # how many candidates, by the attack's own ranking, precision looks at
 
 
