@@ -10,12 +10,12 @@ from torch import Tensor
 from benchmarks.data import read_images, read_network, read_splits
 from benchmarks.timing import alternate, print_table, write_result
 from retrace.data.masks import missing_pixels
+from retrace.execution.shards import one_thread
 from retrace.measures.quality import mse
+from retrace.networks._training import train
 from retrace.pipeline.command import run
 from retrace.pipeline.device import computing_on, matmul_precision
 from retrace.pipeline.params import GIVEN, Params, bind, find, load
-from retrace.execution.shards import one_thread
-from retrace.training import train
 from retrace.types import Precision
 
 CPU = torch.device("cpu")
@@ -34,7 +34,7 @@ def trained(params: Params, name: str, precision: Precision) -> list[dict[str, f
     training, validation = read_splits()
     settings = {**entry.training, "epochs": EPOCHS, "grace": EPOCHS}
     with computing_on(CPU, precision):
-        return train(network, training, validation, **settings, progress=lambda entry: None)
+        return train(network, training, validation, **settings)
 
 
 def imputed(params: Params, name: str, observed: Tensor, precision: Precision) -> Tensor:
@@ -44,7 +44,7 @@ def imputed(params: Params, name: str, observed: Tensor, precision: Precision) -
     settings = bind(method, entry.settings, where=name, given=GIVEN)
     network, _ = read_network(entry.network, mean=observed.nan_to_num(0.0).mean(dim=0))
     with one_thread(), computing_on(CPU, precision):
-        answer = method(network, observed, **settings, callback=lambda *given: None)
+        answer = method(network, observed, **settings)
     estimate: Tensor = answer["estimate"] if isinstance(answer, dict) else answer
     return estimate
 

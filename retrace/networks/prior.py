@@ -20,7 +20,7 @@ from retrace.types import BadInput, Seed
 PIXELS = 28 * 28
 EVALUATION_SEED = 0  # the same noise in every epoch, so that epochs are compared on equal terms
 BATCH = 4000  # images that go through the encoder and the decoder at once
-POINTS = 1000  # whose densities under all components of the mixture are taken at once
+POINTS = 250  # whose densities under all components of the mixture are taken at once
 FLOOR = 1e-3  # squared pixel units, added to the variances of every component
 TOLERANCE = 1e-3  # nats
 NEGLIGIBLE = 1e-12  # of a point's share in a component
