@@ -1,9 +1,9 @@
 """Choose the settings of `denoising_score` on validation images, one changed at a time.
 
 Prints, over missing pixels, the MSE as a ratio to ridge and the share of open pixels inside the
-50, 80 and 95 % intervals, and the SSIM of the completed images. No test image is read. The
-defaults of `denoising_score` were chosen from this table. With ``--combined`` the last lines are `combined`, and
-its average with `denoising_score`.
+50, 80 and 95 % intervals, and the SSIM of the completed images. No test image is read. The defaults
+of `denoising_score` were chosen from this table. With ``--combined`` the last lines are `combined`,
+and its average with `denoising_score`.
 """
 
 import argparse
@@ -37,7 +37,7 @@ CANDIDATES: list[dict[str, Any]] = [
 
 
 def open_coverage(answer: dict[str, Tensor], truth: Tensor, observed: Tensor) -> str:
-    """Per cent of the open pixels inside each interval; see `retrace.measures.uncertainty.score`."""
+    """Per cent of the open pixels inside each interval; see `measures.uncertainty.score`."""
     is_open = observed.isnan() & (answer["deviation"] > OPEN)
     grey, quantiles = (truth * 255).round(), answer["quantiles"]
     shares = [
