@@ -7,6 +7,7 @@ from importlib import import_module
 # By their names, since what only words or speeds something is no dependency of what computes.
 if sys.argv[:1] == ["-m"]:  # while Python looks for the module that it is to run
     if {"-h", "--help"} & set(sys.argv):
-        import_module("retrace.commands.help").answer()
+        asked = sys.orig_argv[sys.orig_argv.index("-m") + 1]
+        import_module("retrace.commands.help").answer(asked)
     elif "RETRACE_WARM" in os.environ:
         import_module("retrace.warm").hand_over()

@@ -13,6 +13,14 @@ from retrace.types import BadInput, Seed
 
 EVALUATION_BATCH = 2000
 
+Schedule = Literal["constant", "cosine"]
+Progress = Callable[[dict[str, float]], None]
+"""What a training calls with the history's entry after each epoch."""
+
+
+def unwatched(entry: dict[str, float]) -> None:
+    """The progress of whoever does not want to watch."""
+
 
 @torch.no_grad()
 def evaluate(network: nn.Module, images: Tensor, labels: Tensor) -> dict[str, float]:
@@ -32,13 +40,13 @@ def train(
     training: tuple[Tensor, Tensor],
     validation: tuple[Tensor, Tensor],
     *,
-    epochs: Annotated[int, Field(ge=1)],
-    batch_size: Annotated[int, Field(ge=1)],
-    learning_rate: Annotated[float, Field(gt=0)],
-    schedule: Literal["constant", "cosine"],
-    grace: Annotated[int, Field(ge=1)],
-    seed: Seed,
-    progress: Callable[[dict[str, float]], None],
+    epochs: Annotated[int, Field(ge=1)] = 20,
+    batch_size: Annotated[int, Field(ge=1)] = 128,
+    learning_rate: Annotated[float, Field(gt=0)] = 0.002,
+    schedule: Schedule = "cosine",
+    grace: Annotated[int, Field(ge=1)] = 3,
+    seed: Seed = 0,
+    progress: Progress = unwatched,
 ) -> list[dict[str, float]]:
     """Train with Adam; leave the weights of the best validated epoch in the network.
 

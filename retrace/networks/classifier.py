@@ -1,5 +1,6 @@
 """Small convolutional classifier of digits: the independent judge of completed images."""
 
+from collections.abc import Sequence
 from typing import Annotated
 
 import torch
@@ -12,7 +13,7 @@ class Network(nn.Module):
 
     Parameters
     ----------
-    channels : list of two int
+    channels : two int
         Channels of the two convolutions.
     hidden : int
         Width of the hidden dense layer.
@@ -25,10 +26,12 @@ class Network(nn.Module):
     def __init__(
         self,
         *,
-        channels: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=2, max_length=2)],
-        hidden: Annotated[int, Field(ge=1)],
-        dropout: Annotated[float, Field(ge=0, lt=1)],
-        classes: Annotated[int, Field(ge=2)],
+        channels: Annotated[
+            Sequence[Annotated[int, Field(ge=1)]], Field(min_length=2, max_length=2)
+        ] = (16, 32),
+        hidden: Annotated[int, Field(ge=1)] = 64,
+        dropout: Annotated[float, Field(ge=0, lt=1)] = 0.3,
+        classes: Annotated[int, Field(ge=2)] = 10,
     ) -> None:
         super().__init__()
         first, second = channels

@@ -3,6 +3,7 @@
 Both decoders share one encoder, so that a comparison of the two compares the decoders alone.
 """
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 import torch
@@ -18,7 +19,7 @@ class Network(nn.Module):
     decoder : "transposed" or "upsampled"
         Transposed convolutions of stride 2, or nearest-neighbour upsampling followed by ordinary
         convolutions (Odena et al. 2016, "Deconvolution and Checkerboard Artifacts").
-    channels : list of two int
+    channels : two int
         Channels at 14 x 14 and at 7 x 7.
     code_channels : int
         Channels of the code; 4 make 196 values, a quarter of the image.
@@ -31,9 +32,11 @@ class Network(nn.Module):
     def __init__(
         self,
         *,
-        decoder: Literal["transposed", "upsampled"],
-        channels: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=2, max_length=2)],
-        code_channels: Annotated[int, Field(ge=1)],
+        decoder: Literal["transposed", "upsampled"] = "transposed",
+        channels: Annotated[
+            Sequence[Annotated[int, Field(ge=1)]], Field(min_length=2, max_length=2)
+        ] = (16, 16),
+        code_channels: Annotated[int, Field(ge=1)] = 4,
     ) -> None:
         super().__init__()
         wide, deep = channels

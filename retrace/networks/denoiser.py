@@ -1,7 +1,6 @@
 """A denoiser: the mean of an image given a noisy one, at any noise level; that is, the score."""
 
 import time
-from collections.abc import Callable
 from typing import Annotated, Literal
 
 import torch
@@ -9,7 +8,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm, silu
 
-from retrace.networks._training import train
+from retrace.networks._training import Progress, Schedule, train, unwatched
 from retrace.types import BadInput, Seed
 
 PIXELS = 28 * 28
@@ -73,10 +72,10 @@ class Network(nn.Module):
     def __init__(
         self,
         *,
-        axes: Annotated[int, Field(ge=1, le=PIXELS)],
-        width: Annotated[int, Field(ge=1, le=8192)],
-        blocks: Annotated[int, Field(ge=1, le=16)],
-        precision: Literal["float32", "bfloat16"],
+        axes: Annotated[int, Field(ge=1, le=PIXELS)] = 300,
+        width: Annotated[int, Field(ge=1, le=8192)] = 1024,
+        blocks: Annotated[int, Field(ge=1, le=16)] = 1,
+        precision: Literal["float32", "bfloat16"] = "float32",
     ) -> None:
         super().__init__()
         self.axes, self.width = axes, width
@@ -194,15 +193,15 @@ class Network(nn.Module):
         self,
         training: tuple[Tensor, Tensor],
         validation: tuple[Tensor, Tensor],
-        progress: Callable[[dict[str, float]], None],
+        progress: Progress = unwatched,
         *,
-        epochs: Annotated[int, Field(ge=1)],
-        batch_size: Annotated[int, Field(ge=1)],
-        learning_rate: Annotated[float, Field(gt=0)],
-        schedule: Literal["constant", "cosine"],
-        noise_median: Annotated[float, Field(gt=0)],
-        noise_spread: Annotated[float, Field(gt=0)],
-        seed: Seed,
+        epochs: Annotated[int, Field(ge=1)] = 24,
+        batch_size: Annotated[int, Field(ge=1)] = 512,
+        learning_rate: Annotated[float, Field(gt=0)] = 0.002,
+        schedule: Schedule = "cosine",
+        noise_median: Annotated[float, Field(gt=0)] = 0.6,
+        noise_spread: Annotated[float, Field(gt=0)] = 1.0,
+        seed: Seed = 0,
     ) -> list[dict[str, float]]:
         """Take the principal components, train F with Adam, and measure the remaining error.
 

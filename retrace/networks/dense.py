@@ -1,5 +1,6 @@
 """Fully connected autoencoder: `ffnn` with one layer each way, `deep` with several."""
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Annotated
 
@@ -8,6 +9,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 PIXELS = 28 * 28
+DEEP = (512, 256, 128, 16)  # widths of `deep`
 
 
 class Network(nn.Module):
@@ -15,7 +17,7 @@ class Network(nn.Module):
 
     Parameters
     ----------
-    widths : list of int
+    widths : sequence of int
         Widths of the encoder's layers, the code last; the decoder mirrors them. The code itself
         is linear: with ``[32]`` the encoder is one matrix.
     gain : float
@@ -29,9 +31,9 @@ class Network(nn.Module):
     def __init__(
         self,
         *,
-        widths: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1)],
-        gain: Annotated[float, Field(gt=0)],
-        dropout: Annotated[float, Field(ge=0, lt=1)],
+        widths: Annotated[Sequence[Annotated[int, Field(ge=1)]], Field(min_length=1)] = DEEP,
+        gain: Annotated[float, Field(gt=0)] = 1.4142,
+        dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0,
     ) -> None:
         super().__init__()
         self.code_size = widths[-1]

@@ -1,13 +1,13 @@
 """Training images as they are: the "network" of nearest neighbours."""
 
 import time
-from collections.abc import Callable
 from typing import Annotated
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from retrace.networks._training import Progress, unwatched
 from retrace.types import BadInput
 
 
@@ -26,7 +26,7 @@ class Network(nn.Module):
 
     images: Tensor
 
-    def __init__(self, *, count: Annotated[int, Field(ge=1, le=60000)]) -> None:
+    def __init__(self, *, count: Annotated[int, Field(ge=1, le=60000)] = 10000) -> None:
         super().__init__()
         self.register_buffer("images", torch.zeros(count, 28, 28, dtype=torch.uint8))
 
@@ -34,7 +34,7 @@ class Network(nn.Module):
         self,
         training: tuple[Tensor, Tensor],
         validation: tuple[Tensor, Tensor],
-        progress: Callable[[dict[str, float]], None],
+        progress: Progress = unwatched,
     ) -> list[dict[str, float]]:
         """Keep the first `count` of the (n, 28, 28) training images.
 

@@ -4,10 +4,11 @@ One covariance gives the training mean, PCA with any code size and ridge regress
 """
 
 import time
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+
+from retrace.networks._training import Progress, unwatched
 
 PIXELS = 28 * 28
 
@@ -33,7 +34,7 @@ class Network(nn.Module):
         self,
         training: tuple[Tensor, Tensor],
         validation: tuple[Tensor, Tensor],
-        progress: Callable[[dict[str, float]], None],
+        progress: Progress = unwatched,
     ) -> list[dict[str, float]]:
         """Take mean and covariance (divided by n) of the (n, 28, 28) training images.
 

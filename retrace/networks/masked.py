@@ -1,5 +1,6 @@
 """A network trained to fill in what random masks hide: the reference for imputation."""
 
+from collections.abc import Sequence
 from typing import Annotated
 
 import torch
@@ -41,7 +42,7 @@ class Network(nn.Module):
 
     Parameters
     ----------
-    widths : list of int
+    widths : sequence of int
         Units of the hidden layers.
     dropout : float
         Share of hidden units that are dropped in training.
@@ -57,8 +58,11 @@ class Network(nn.Module):
     def __init__(
         self,
         *,
-        widths: Annotated[list[Annotated[int, Field(ge=1, le=8192)]], Field(min_length=1)],
-        dropout: Annotated[float, Field(ge=0, lt=1)],
+        widths: Annotated[Sequence[Annotated[int, Field(ge=1, le=8192)]], Field(min_length=1)] = (
+            1024,
+            1024,
+        ),
+        dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1,
     ) -> None:
         super().__init__()
         layers: list[nn.Module] = []

@@ -4,9 +4,9 @@ One checkpoint for all methods of imputation that combine them.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from itertools import pairwise
-from typing import Annotated, Literal
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from retrace.networks._training import train
+from retrace.networks._training import Progress, Schedule, train, unwatched
 from retrace.types import BadInput, Seed
 
 PIXELS = 28 * 28
@@ -37,7 +37,7 @@ class Network(nn.Module):
     ----------
     code_size : int
         d, the values in a code.
-    widths : list of int
+    widths : sequence of int
         Units of the encoder's hidden layers; the decoder mirrors them.
     components : int
         K of the mixture.
@@ -69,10 +69,13 @@ class Network(nn.Module):
     def __init__(
         self,
         *,
-        code_size: Annotated[int, Field(ge=1)],
-        widths: Annotated[list[Annotated[int, Field(ge=1, le=4096)]], Field(min_length=1)],
-        components: Annotated[int, Field(ge=1, le=1000)],
-        axes: Annotated[int, Field(ge=1, le=PIXELS)],
+        code_size: Annotated[int, Field(ge=1)] = 32,
+        widths: Annotated[Sequence[Annotated[int, Field(ge=1, le=4096)]], Field(min_length=1)] = (
+            512,
+            256,
+        ),
+        components: Annotated[int, Field(ge=1, le=1000)] = 60,
+        axes: Annotated[int, Field(ge=1, le=PIXELS)] = 80,
     ) -> None:
         super().__init__()
         self.code_size = code_size
@@ -141,15 +144,15 @@ class Network(nn.Module):
         self,
         training: tuple[Tensor, Tensor],
         validation: tuple[Tensor, Tensor],
-        progress: Callable[[dict[str, float]], None],
+        progress: Progress = unwatched,
         *,
-        epochs: Annotated[int, Field(ge=1)],
-        batch_size: Annotated[int, Field(ge=1)],
-        learning_rate: Annotated[float, Field(gt=0)],
-        schedule: Literal["constant", "cosine"],
-        mixture_iterations: Annotated[int, Field(ge=1)],
-        mixture_images: Annotated[int, Field(ge=1)],
-        seed: Seed,
+        epochs: Annotated[int, Field(ge=1)] = 40,
+        batch_size: Annotated[int, Field(ge=1)] = 128,
+        learning_rate: Annotated[float, Field(gt=0)] = 0.001,
+        schedule: Schedule = "cosine",
+        mixture_iterations: Annotated[int, Field(ge=1)] = 12,
+        mixture_images: Annotated[int, Field(ge=1)] = 48000,
+        seed: Seed = 0,
     ) -> list[dict[str, float]]:
         """Train the VAE with Adam (see `_training.train`), fit the mixture and take moments.
 
@@ -183,9 +186,7 @@ class Network(nn.Module):
         started = time.process_time()
         images = training[0]
         if len(images) < len(self.weights):
-            raise BadInput(
-                f"arguments: components = {len(self.weights)}: {len(images)} training images"
-            )
+            raise BadInput(f"components = {len(self.weights)}: {len(images)} training images")
         history = train(
             self,
             training,

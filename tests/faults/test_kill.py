@@ -105,7 +105,7 @@ def test_after_a_cut_lock_repro_runs_no_training_again(
     cut_lock(folder, 3)
     (folder / ".dvc/tmp/rwlock").write_text('{"read": {"a')
     assert zygote.run("dvc", "repro", cwd=folder)[0] != 0  # DVC reads neither
-    done = execute(sys.executable, "-m", "retrace.commands.mend", cwd=folder).stdout
+    done = execute(sys.executable, "-m", "retrace", "mend", cwd=folder).stdout
     assert done.count("cut off") == 2
     code, output = zygote.run("dvc", "repro", cwd=folder)
     assert code == 0, output[-3000:]

@@ -5,13 +5,22 @@ from typing import Any
 
 import pytest
 import torch
-from retrace.problems.baselines import pca_curve
 from sklearn.decomposition import PCA
 
-from retrace.networks import classifier, convolutional, dense, gaussian
+from retrace.networks import (
+    classifier,
+    convolutional,
+    denoiser,
+    dense,
+    gallery,
+    gaussian,
+    masked,
+    prior,
+)
 from retrace.networks._training import evaluate, train
 from retrace.pipeline.artifacts import load_checkpoint, save_checkpoint
-from retrace.pipeline.command import Refusal
+from retrace.problems.autoencoding.score import pca_curve
+from retrace.types import BadInput
 
 pytestmark = pytest.mark.numerical
 
@@ -22,7 +31,6 @@ SETTINGS: dict[str, Any] = {
     "schedule": "cosine",
     "grace": 2,
     "seed": 0,
-    "progress": lambda entry: None,
 }
 
 
@@ -88,7 +96,7 @@ def test_a_dead_network_is_stopped_with_a_reason(images: torch.Tensor) -> None:
         for parameter in network.decoder.parameters():
             parameter.zero_()
         network.decoder[-1].bias.fill_(-100.0)  # type: ignore[operator]
-    with pytest.raises(Refusal, match=r"collapsed: validation MSE 0\.\d+ after 2 epochs"):
+    with pytest.raises(BadInput, match=r"collapsed: validation MSE 0\.\d+ after 2 epochs"):
         train(network, labelled(images[:64]), labelled(images[:64]), **SETTINGS)
 
 
@@ -96,7 +104,7 @@ def test_nan_stops_training_with_epoch_and_rate(images: torch.Tensor) -> None:
     broken = images[:64].clone()
     broken[40] = float("nan")
     network = dense.Network(widths=[8], gain=1.0, dropout=0.0)
-    with pytest.raises(Refusal, match=r"loss is nan in epoch 1 at learning rate 0\.005"):
+    with pytest.raises(BadInput, match=r"^learning_rate = 0\.005: .* nan in epoch 1"):
         train(network, labelled(broken), labelled(images[:64]), **SETTINGS)
 
 
@@ -125,7 +133,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_does_not(images: torch
         torch.manual_seed(3)
         network = dense.Network(widths=[16, 4], gain=1.4, dropout=0.2)
         settings = {**SETTINGS, "grace": 100, "epochs": 1, "seed": seed}
-        with contextlib.suppress(Refusal):  # collapsed or not is not the question here
+        with contextlib.suppress(BadInput):  # collapsed or not is not the question here
             train(network, labelled(images[:256]), labelled(images[:64]), **settings)
         states.append(torch.cat([p.detach().flatten() for p in network.parameters()]))
     assert torch.equal(states[0], states[1]) and not torch.equal(states[0], states[2])
@@ -160,7 +168,7 @@ def test_classifier_measures_cross_entropy_and_error(digit_splits: Any) -> None:
 
 def test_pca_from_the_covariance_agrees_with_scikit_learn(images: torch.Tensor) -> None:
     network = gaussian.Network()
-    network.fit((images[:600], torch.empty(0)), (images[:10], torch.zeros(10)), lambda entry: None)
+    network.fit((images[:600], torch.empty(0)), (images[:10], torch.zeros(10)))
     test = images[600:700]
     curve = pca_curve(test, mean=network.mean, covariance=network.covariance)
     assert len(curve) == 785
@@ -170,3 +178,11 @@ def test_pca_from_the_covariance_agrees_with_scikit_learn(images: torch.Tensor) 
         expected = ((pca.inverse_transform(pca.transform(flat)) - flat) ** 2).mean()
         assert curve[size] == pytest.approx(expected, rel=1e-6)
     assert curve[784] == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    "architecture", [classifier, convolutional, dense, denoiser, gallery, gaussian, masked, prior]
+)
+def test_a_network_needs_no_argument(architecture: Any) -> None:
+    network = architecture.Network()
+    assert isinstance(network, torch.nn.Module) and network.state_dict()

@@ -3,13 +3,13 @@
 import torch
 from torch import Tensor, nn
 
-from retrace.types import Callback
+from retrace.types import Callback, ignore
 
 BATCH = 1000  # images at once: the feature maps of a batch should stay near the cache
 
 
 @torch.no_grad()
-def reconstruct(network: nn.Module, observed: Tensor, *, callback: Callback) -> Tensor:
+def reconstruct(network: nn.Module, observed: Tensor, *, callback: Callback = ignore) -> Tensor:
     """Encode and decode.
 
     Parameters

@@ -7,16 +7,17 @@ uncertain of scattered ones.
 """
 
 import math
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import max_pool2d, softplus
+from torch.nn.functional import linear, max_pool2d, softplus
+from torch.optim.lr_scheduler import LambdaLR
 
-from retrace.types import Callback
+from retrace.methods.imputation.ridge import completed
+from retrace.types import Callback, ignore
 
-DECAY, SQUARED_DECAY, STABILISER = 0.9, 0.99, 1e-8  # Adam's
+BETAS = (0.9, 0.99)  # Adam's; the second forgets sooner than usual, since the search is short
 NEAR, MOST = 5, 0.75  # pixels a side; share of the missing pixels
 EVEN = 0.2  # share of samples that is spread evenly over modes, so that none is left out
 
@@ -38,42 +39,148 @@ class Prior(Protocol):
     def decode(self, codes: Tensor) -> Tensor: ...
 
 
-@dataclass
-class Known:
-    """The known pixels of B images, as the likelihood sees them.
+class Energy(NamedTuple):
+    """−log p(z, x_k) of B images but for constants, and what it is made of.
 
     Attributes
     ----------
-    pixels : (B, 784)
+    decoder : Sequential
+        (..., d) codes to (..., 784) logits: linear layers with ReLU between them.
+    seen : (q,) int64
+        Pixels that are known in some image: the others' logits are not needed.
+    pixels : (B, q)
         0 where missing.
-    weight : (B, 784)
+    weight : (B, q)
         β where known, 0 where missing.
     """
 
+    decoder: nn.Sequential
+    seen: Tensor
     pixels: Tensor
     weight: Tensor
 
     @classmethod
-    def of(cls, observed: Tensor, *, likelihood: Tensor | float) -> "Known":
+    def of(
+        cls, decoder: nn.Sequential, observed: Tensor, *, likelihood: Tensor | float
+    ) -> "Energy":
         """Of (B, 28, 28) with NaN where missing, β being one number or (B,)."""
         flat = observed.flatten(1)
+        seen = (~flat.isnan()).any(dim=0).nonzero().flatten()
+        flat = flat[:, seen]
         beta = torch.as_tensor(likelihood, dtype=flat.dtype).expand(len(flat)).unsqueeze(1)
-        return cls(flat.nan_to_num(0.0), beta * ~flat.isnan())
+        return cls(decoder, seen, flat.nan_to_num(0.0), beta * ~flat.isnan())
 
-    def energy(self, logits: Tensor, codes: Tensor) -> Tensor:
-        """−log p(z, x_k) but for constants, (..., B); logits (..., B, 784), codes (..., B, d)."""
+    @property
+    def last(self) -> tuple[Tensor, Tensor]:
+        """Weight (q, units) and bias (q,) of the last layer, for the seen pixels alone."""
+        weight, bias = self.decoder[-1].weight, self.decoder[-1].bias
+        assert isinstance(weight, Tensor) and isinstance(bias, Tensor)
+        return weight[self.seen], bias[self.seen]
+
+    def logits(self, codes: Tensor) -> Tensor:
+        """(..., B, q) of the seen pixels; codes (..., B, d)."""
+        return linear(self.decoder[:-1](codes), *self.last)
+
+    def at(self, codes: Tensor, logits: Tensor) -> Tensor:
+        """(..., B) at codes (..., B, d) with logits (..., B, q) of the seen pixels."""
         entropy = (self.weight * (softplus(logits) - self.pixels * logits)).sum(dim=-1)
         return entropy + codes.square().sum(dim=-1) / 2
 
-    def gradient(self, decoder: nn.Module, codes: Tensor) -> tuple[Tensor, Tensor]:
-        """Gradient of the energy at codes (..., B, d), and the logits (..., B, 784) there."""
+    def gradient(self, codes: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradient at codes (..., B, d), and the seen pixels' logits (..., B, q) there."""
         with torch.enable_grad():
             variable = codes.detach().requires_grad_()
-            logits = decoder(variable)
+            logits = self.logits(variable)
         # ∂energy/∂logits is written out: the energy itself is not needed for it.
         outer = self.weight * (logits.detach().sigmoid() - self.pixels)
         (gradient,) = torch.autograd.grad(logits, variable, outer)
         return gradient + codes, logits.detach()
+
+    def precision(self, codes: Tensor) -> Tensor:
+        """Gauss-Newton Hessian, I + β Jᵀ diag(σ'(ℓ)) J over known pixels: (B, d, d) at (B, d).
+
+        J is the Jacobian of the logits ℓ; the decoder is piecewise linear, so that nothing but the
+        curvature of σ is left out.
+        """
+        identity = torch.eye(codes.shape[1])
+        jacobian, values = identity.expand(len(codes), -1, -1), codes  # (B, d, d)
+        for layer in list(self.decoder)[:-1]:
+            values = layer(values)
+            if isinstance(layer, nn.Linear):
+                # Inputs first, so that one matrix serves the whole batch: (B, d, units).
+                jacobian = jacobian @ layer.weight.T
+            else:
+                jacobian = jacobian * (values > 0).unsqueeze(1)
+        weight, bias = self.last
+        jacobian = jacobian @ weight.T  # (B, d, q)
+        mean = linear(values, weight, bias).sigmoid()
+        curvature = (self.weight * mean * (1 - mean)).unsqueeze(1)
+        return identity + (jacobian * curvature) @ jacobian.mT
+
+
+class Images(NamedTuple):
+    """S weighted images for each of B: (S, B, 784), and weights (S, B) that sum to 1 over S."""
+
+    pixels: Tensor
+    weights: Tensor
+
+    def mean(self) -> Tensor:
+        """(B, 784)."""
+        return torch.einsum("sb,sbp->bp", self.weights, self.pixels)
+
+
+class Modes(NamedTuple):
+    """What the search found: codes (K, B, d), and their energies (K, B)."""
+
+    energy: Energy
+    codes: Tensor
+    energies: Tensor
+
+    def decoded(self) -> Images:
+        """With weights exp(−energy)."""
+        return Images(self.energy.decoder(self.codes).sigmoid(), (-self.energies).softmax(dim=0))
+
+    def best(self) -> Tensor:
+        """(B, 28, 28), what the codes of the lowest energy decode to."""
+        chosen = self.codes[self.energies.argmin(dim=0), torch.arange(self.codes.shape[1])]
+        return self.energy.decoder(chosen).sigmoid().unflatten(1, (28, 28))
+
+    def show(self, step: int, callback: Callback) -> None:
+        callback(step, self.energies.amin(dim=0), self.best())
+
+
+class Search(NamedTuple):
+    """How modes are sought: β by whether known pixels lie among the missing ones, the starts of
+    each image, and steps and learning rate of Adam."""
+
+    likelihood_blocks: float
+    likelihood_scattered: float
+    starts: int
+    steps: int
+    learning_rate: float
+
+    @torch.no_grad()
+    def modes(
+        self,
+        network: Prior,
+        observed: Tensor,
+        completion: Tensor,
+        generator: torch.Generator,
+        callback: Callback = ignore,
+    ) -> Modes:
+        """From the encoder's code of a completion (B, 784), and from draws of the prior.
+
+        The callback is called before each step and at the end with the lowest energy (B,) over
+        starts, and what its code decodes to.
+        """
+        likelihood = by_kind(observed, self.likelihood_blocks, self.likelihood_scattered)
+        energy = Energy.of(network.decoder, observed, likelihood=likelihood)
+        code, _ = network.encode(completed(observed, completion))
+        drawn = torch.randn(self.starts - 1, *code.shape, generator=generator)
+        codes = torch.cat([code.unsqueeze(0), drawn])
+        return descend(
+            energy, codes, steps=self.steps, learning_rate=self.learning_rate, callback=callback
+        )
 
 
 def scattered(observed: Tensor) -> Tensor:
@@ -93,116 +200,35 @@ def by_kind(observed: Tensor, blocks: float, among: float) -> Tensor:
     return torch.where(scattered(observed), among, blocks)
 
 
-def starts(
-    network: Prior,
-    observed: Tensor,
-    completion: Tensor,
-    *,
-    count: int,
-    generator: torch.Generator,
-) -> Tensor:
-    """(count, B, d): the encoder's code of a completion (B, 784), and draws from the prior."""
-    completed = torch.where(
-        observed.isnan(), completion.clamp(0, 1).reshape(observed.shape), observed
-    )
-    code, _ = network.encode(completed)
-    drawn = torch.randn(count - 1, *code.shape, generator=generator)
-    return torch.cat([code.unsqueeze(0), drawn])
-
-
-def mean(logits: Tensor, weights: Tensor) -> Tensor:
-    """(B, 784): mean of the images of logits (S, B, 784) with weights (S, B) that sum to 1."""
-    return torch.einsum("sb,sbp->bp", weights, logits.sigmoid())
-
-
 @torch.no_grad()
-def search(
-    decoder: nn.Module,
-    known: Known,
-    starts: Tensor,
+def descend(
+    energy: Energy,
+    codes: Tensor,
     *,
     steps: int,
     learning_rate: float,
-    callback: Callback | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Lower the energy from each start with Adam, its step going down to 0 as a cosine.
+    callback: Callback = ignore,
+) -> Modes:
+    """Lower the energy from codes (K, B, d) with Adam, its step going down to 0 as a cosine.
 
-    Parameters
-    ----------
-    decoder : Module
-        (..., d) codes to (..., 784) logits.
-    known : Known
-        Of B images.
-    starts : (K, B, d)
-    steps : int
-    learning_rate : float
-    callback : function, optional
-        Called before each step and at the end with the lowest energy (B,) over starts, and what
-        its code decodes to, (B, 28, 28).
-
-    Returns
-    -------
-    codes : (K, B, d)
-    logits : (K, B, 784)
+    See `Search.modes` for the callback.
     """
-    codes = starts.clone()
-    first, second = torch.zeros_like(codes), torch.zeros_like(codes)
+    codes = codes.clone()
+    optimiser = torch.optim.Adam([codes], lr=learning_rate, betas=BETAS, fused=True)
+    schedule = LambdaLR(optimiser, lambda step: (1 + math.cos(math.pi * step / steps)) / 2)
+
     for step in range(steps):
-        gradient, logits = known.gradient(decoder, codes)
-        if callback is not None:
-            callback(step, *_best(known, codes, logits))
-        first.lerp_(gradient, 1 - DECAY)
-        second.lerp_(gradient.square(), 1 - SQUARED_DECAY)
-        unbiased = (second / (1 - SQUARED_DECAY ** (step + 1))).sqrt_().add_(STABILISER)
-        rate = learning_rate * (1 + math.cos(math.pi * step / steps)) / 2
-        codes.addcdiv_(first, unbiased, value=-rate / (1 - DECAY ** (step + 1)))
-    logits = decoder(codes)
-    if callback is not None:
-        callback(steps, *_best(known, codes, logits))
-    return codes, logits
+        codes.grad, logits = energy.gradient(codes)
+        if callback is not ignore:  # energies and images are not needed but to be shown
+            Modes(energy, codes, energy.at(codes, logits)).show(step, callback)
+        optimiser.step()
+        schedule.step()
+    modes = Modes(energy, codes, energy.at(codes, energy.logits(codes)))
+    modes.show(steps, callback)
+    return modes
 
 
-def _best(known: Known, codes: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
-    energy, start = known.energy(logits, codes).min(dim=0)
-    chosen = logits[start, torch.arange(len(start))]
-    return energy, chosen.sigmoid().unflatten(1, (28, 28))
-
-
-@torch.no_grad()
-def precision(decoder: nn.Sequential, known: Known, codes: Tensor) -> Tensor:
-    """Gauss-Newton Hessian of the energy, I + β Jᵀ diag(σ'(ℓ)) J over known pixels.
-
-    J is the Jacobian of the logits ℓ; the decoder is piecewise linear, so that nothing but the
-    curvature of σ is left out.
-
-    Parameters
-    ----------
-    decoder : Sequential
-        Linear layers with ReLU between them.
-    known : Known
-        Of B images.
-    codes : (B, d)
-
-    Returns
-    -------
-    (B, d, d)
-    """
-    jacobian = torch.eye(codes.shape[1]).expand(len(codes), -1, -1)  # (B, d, d)
-    values = codes
-    for layer in decoder:
-        values = layer(values)
-        if isinstance(layer, nn.Linear):
-            # Inputs first, so that one matrix serves the whole batch: (B, d, units).
-            jacobian = jacobian @ layer.weight.T
-        else:
-            jacobian = jacobian * (values > 0).unsqueeze(1)
-    mean = values.sigmoid()
-    curvature = (known.weight * mean * (1 - mean)).unsqueeze(1)
-    return torch.eye(codes.shape[1]) + (jacobian * curvature) @ jacobian.mT
-
-
-@dataclass
-class Proposal:
+class Proposal(NamedTuple):
     """A mixture of Gaussians around K modes for each of B images.
 
     Attributes
@@ -243,40 +269,22 @@ class Proposal:
 
 
 @torch.no_grad()
-def laplace(decoder: nn.Sequential, known: Known, codes: Tensor, logits: Tensor) -> Proposal:
-    """Gaussians at modes with the posterior's curvature, weighted by their evidence.
-
-    Parameters
-    ----------
-    decoder : Sequential
-    known : Known
-    codes, logits : (K, B, d), (K, B, 784)
-        The modes.
-    """
-    factors = torch.linalg.cholesky(torch.stack([precision(decoder, known, c) for c in codes]))
+def laplace(modes: Modes) -> Proposal:
+    """Gaussians at modes with the posterior's curvature, weighted by their evidence."""
+    precisions = torch.stack([modes.energy.precision(codes) for codes in modes.codes])
+    factors = torch.linalg.cholesky(precisions)
     scale = factors.diagonal(dim1=2, dim2=3).log().sum(dim=2)
-    weights = (-known.energy(logits, codes) - scale).softmax(dim=0)
-    return Proposal(codes, factors, (1 - EVEN) * weights + EVEN / len(codes))
+    weights = (-modes.energies - scale).softmax(dim=0)
+    return Proposal(modes.codes, factors, (1 - EVEN) * weights + EVEN / len(weights))
 
 
 @torch.no_grad()
 def importance(
-    decoder: nn.Module,
-    known: Known,
-    proposal: Proposal,
-    *,
-    samples: int,
-    generator: torch.Generator,
-) -> tuple[Tensor, Tensor]:
-    """Self-normalised importance sampling (Owen 2013, "Monte Carlo theory", section 9.2).
-
-    Returns
-    -------
-    logits : (S, B, 784)
-    weights : (S, B)
-        Sum to 1 over S.
-    """
+    energy: Energy, proposal: Proposal, *, samples: int, generator: torch.Generator
+) -> Images:
+    """Self-normalised importance sampling (Owen 2013, "Monte Carlo theory", section 9.2)."""
     codes = proposal.draw(samples, generator)
-    logits = decoder(codes)
-    weights = (-known.energy(logits, codes) - proposal.log_density(codes)).softmax(dim=0)
-    return logits, weights
+    logits = energy.decoder(codes)
+    energies = energy.at(codes, logits[..., energy.seen])
+    weights = (-energies - proposal.log_density(codes)).softmax(dim=0)
+    return Images(logits.sigmoid_(), weights)

@@ -7,23 +7,25 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from retrace.types import Callback, Seed
+from retrace.types import Callback, Seed, ignore
 
 CHUNK = 1000  # images that go through each step together: their arrays stay in the cache
+
+Objective = Literal["known", "whole", "masked_target"]
 
 
 def reconstruct(
     network: nn.Module,
     observed: Tensor,
     *,
-    objective: Literal["known", "whole", "masked_target"],
-    start: Literal["zero", "mean", "noise"],
-    answer: Literal["input", "output"],
-    steps: Annotated[int, Field(ge=1)],
-    learning_rate: Annotated[float, Field(gt=0)],
-    restarts: Annotated[int, Field(ge=1)],
-    seed: Seed,
-    callback: Callback,
+    objective: Objective = "known",
+    start: Literal["zero", "mean", "noise"] = "mean",
+    answer: Literal["input", "output"] = "output",
+    steps: Annotated[int, Field(ge=1)] = 100,
+    learning_rate: Annotated[float, Field(gt=0)] = 0.05,
+    restarts: Annotated[int, Field(ge=1)] = 1,
+    seed: Seed = 0,
+    callback: Callback = ignore,
 ) -> Tensor:
     """Optimise the missing pixels of all images at once (Roche et al. 2023, arXiv 2308.10496).
 
@@ -71,13 +73,7 @@ def reconstruct(
         x = torch.where(missing, torch.rand(x.shape, generator=generator), x)
     output = torch.empty_like(x)
     descents = [
-        _descend(
-            network,
-            *chunk,
-            objective=objective,
-            steps=steps,
-            learning_rate=learning_rate,
-        )
+        _descend(network, *chunk, objective=objective, steps=steps, learning_rate=learning_rate)
         for chunk in zip(x.split(CHUNK), output.split(CHUNK), missing.split(CHUNK), strict=True)
     ]
     candidates = (x if answer == "input" else output).unflatten(0, (restarts, -1))
@@ -95,7 +91,7 @@ def _descend(
     output: Tensor,
     missing: Tensor,
     *,
-    objective: Literal["known", "whole", "masked_target"],
+    objective: Objective,
     steps: int,
     learning_rate: float,
 ) -> Iterator[Tensor]:

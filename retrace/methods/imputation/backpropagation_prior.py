@@ -7,21 +7,21 @@ from pydantic import Field
 from torch import Tensor
 
 from retrace.methods.imputation import _latent, ridge
-from retrace.types import Callback
+from retrace.types import Callback, ignore
 
 
 def reconstruct(
     network: _latent.Prior,
     observed: Tensor,
     *,
-    likelihood_blocks: Annotated[float, Field(gt=0)],
-    likelihood_scattered: Annotated[float, Field(gt=0)],
-    start_penalty: Annotated[float, Field(gt=0)],
-    residual_penalty: Annotated[float, Field(gt=0)],
-    answer: Literal["output", "corrected"],
-    steps: Annotated[int, Field(ge=1)],
-    learning_rate: Annotated[float, Field(gt=0)],
-    callback: Callback,
+    likelihood_blocks: Annotated[float, Field(gt=0)] = 1.0,
+    likelihood_scattered: Annotated[float, Field(gt=0)] = 5.0,
+    start_penalty: Annotated[float, Field(gt=0)] = 0.0003,
+    residual_penalty: Annotated[float, Field(gt=0)] = 0.003,
+    answer: Literal["output", "corrected"] = "corrected",
+    steps: Annotated[int, Field(ge=1)] = 50,
+    learning_rate: Annotated[float, Field(gt=0)] = 0.02,
+    callback: Callback = ignore,
 ) -> Tensor:
     """Optimise the missing pixels x_u as `backpropagation` does, for a loss with few false zeros.
 
@@ -63,19 +63,18 @@ def reconstruct(
         covariance=network.covariance,
         penalty=start_penalty,
     )
-    start = start.clamp(0, 1).to(observed.dtype).reshape(observed.shape)
-    x = torch.where(missing, start, observed).requires_grad_()
+    x = ridge.completed(observed, start).requires_grad_()
     likelihood = _latent.by_kind(observed, likelihood_blocks, likelihood_scattered)
-    known = _latent.Known.of(observed, likelihood=likelihood)
+    energy = _latent.Energy.of(network.decoder, observed, likelihood=likelihood)
     optimiser = torch.optim.Adam([x], lr=learning_rate, fused=True)
     for step in range(steps + 1):
         code, _ = network.encode(x)
         logits = network.decoder(code)
-        energy = known.energy(logits, code)
+        energies = energy.at(code, logits[:, energy.seen])
         estimate = logits.detach().sigmoid()
-        callback(step, energy.detach(), estimate.unflatten(1, (28, 28)))
+        callback(step, energies.detach(), estimate.unflatten(1, (28, 28)))
         if step < steps:
-            (gradient,) = torch.autograd.grad(energy.sum(), x)
+            (gradient,) = torch.autograd.grad(energies.sum(), x)
             x.grad = gradient * missing  # Adam leaves pixels without gradient where they are
             optimiser.step()
             with torch.no_grad():

@@ -4,10 +4,10 @@ import torch
 from skimage.restoration import inpaint_biharmonic
 from torch import Tensor, nn
 
-from retrace.types import Callback
+from retrace.types import Callback, ignore
 
 
-def reconstruct(network: nn.Module, observed: Tensor, *, callback: Callback) -> Tensor:
+def reconstruct(network: nn.Module, observed: Tensor, *, callback: Callback = ignore) -> Tensor:
     """Solve the biharmonic equation in the missing region (Damelin & Hoang 2018, Int. J. Math.
     Math. Sci., 3950312), with scikit-image.
 

@@ -7,7 +7,7 @@ from pydantic import Field
 from torch import Tensor
 
 from retrace.methods.imputation import _latent, mixture, ridge
-from retrace.types import Callback, Seed
+from retrace.types import Callback, Seed, ignore
 
 BATCH = 250  # images at once: the samples' logits, (samples, 250, 784), are what needs the memory
 
@@ -19,20 +19,20 @@ def reconstruct(
     network: _latent.Prior,
     observed: Tensor,
     *,
-    likelihood_blocks: Annotated[float, Field(gt=0)],
-    likelihood_scattered: Annotated[float, Field(gt=0)],
-    starts: Annotated[int, Field(ge=1)],
-    search_steps: Annotated[int, Field(ge=1)],
-    learning_rate: Annotated[float, Field(gt=0)],
-    samples: Annotated[int, Field(ge=1)],
-    residual_penalty: Annotated[float, Field(gt=0)],
-    mixture_penalty: Annotated[float, Field(gt=0)],
-    mixture_blocks: Share,
-    mixture_scattered: Share,
-    threshold_blocks: Share,
-    threshold_scattered: Share,
-    seed: Seed,
-    callback: Callback,
+    likelihood_blocks: Annotated[float, Field(gt=0)] = 1.0,
+    likelihood_scattered: Annotated[float, Field(gt=0)] = 5.0,
+    starts: Annotated[int, Field(ge=1)] = 5,
+    search_steps: Annotated[int, Field(ge=1)] = 40,
+    learning_rate: Annotated[float, Field(gt=0)] = 0.15,
+    samples: Annotated[int, Field(ge=1)] = 100,
+    residual_penalty: Annotated[float, Field(gt=0)] = 0.001,
+    mixture_penalty: Annotated[float, Field(gt=0)] = 0.0003,
+    mixture_blocks: Share = 0.5,
+    mixture_scattered: Share = 0.4,
+    threshold_blocks: Share = 0.1,
+    threshold_scattered: Share = 0.25,
+    seed: Seed = 0,
+    callback: Callback = ignore,
 ) -> Tensor:
     """Average the VAE's and the mixture's idea of the missing pixels, and darken faint grey.
 
@@ -80,64 +80,43 @@ def reconstruct(
     (B, 28, 28)
     """
     generator = torch.Generator().manual_seed(seed)
-    estimates = [
-        _combine(
-            network,
-            batch,
-            likelihood=(likelihood_blocks, likelihood_scattered),
-            starts=starts,
-            search_steps=search_steps,
-            learning_rate=learning_rate,
-            samples=samples,
-            residual_penalty=residual_penalty,
-            mixture_penalty=mixture_penalty,
-            mixture_weight=(mixture_blocks, mixture_scattered),
-            generator=generator,
+    search = _latent.Search(
+        likelihood_blocks, likelihood_scattered, starts, search_steps, learning_rate
+    )
+    estimates = []
+    for batch in observed.split(BATCH):
+        values = batch.flatten(1)
+        statistics = mixture.conditional_mean(network, values, penalty=mixture_penalty).float()
+        decoded = decoded_mean(
+            network, batch, statistics, search=search, samples=samples, generator=generator
         )
-        for batch in observed.split(BATCH)
-    ]
+        decoded += ridge.conditional_mean(
+            values - decoded,
+            mean=network.residual_mean,
+            covariance=network.residual_covariance,
+            penalty=residual_penalty,
+        ).float()
+        weight = _latent.by_kind(batch, mixture_blocks, mixture_scattered).unsqueeze(1)
+        estimates.append(torch.lerp(decoded, statistics, weight).unflatten(1, (28, 28)))
     threshold = _latent.by_kind(observed, threshold_blocks, threshold_scattered)
     return darkened(torch.cat(estimates), threshold=threshold.view(-1, 1, 1))
 
 
-def _combine(
+def decoded_mean(
     network: _latent.Prior,
     observed: Tensor,
+    completion: Tensor,
     *,
-    likelihood: tuple[float, float],
-    starts: int,
-    search_steps: int,
-    learning_rate: float,
+    search: _latent.Search,
     samples: int,
-    residual_penalty: float,
-    mixture_penalty: float,
-    mixture_weight: tuple[float, float],
     generator: torch.Generator,
 ) -> Tensor:
-    values = observed.flatten(1)
-    statistics = mixture.conditional_mean(network, values, penalty=mixture_penalty).float()
-    known = _latent.Known.of(observed, likelihood=_latent.by_kind(observed, *likelihood))
-    codes, logits = _latent.search(
-        network.decoder,
-        known,
-        _latent.starts(network, observed, statistics, count=starts, generator=generator),
-        steps=search_steps,
-        learning_rate=learning_rate,
-    )
-    decoded = _latent.mean(logits, (-known.energy(logits, codes)).softmax(dim=0))
-    proposal = _latent.laplace(network.decoder, known, codes, logits)
+    """Step 2 of `reconstruct`, (B, 784): half the modes' average, half the posterior's mean."""
+    modes = search.modes(network, observed, completion, generator)
     sampled = _latent.importance(
-        network.decoder, known, proposal, samples=samples, generator=generator
+        modes.energy, _latent.laplace(modes), samples=samples, generator=generator
     )
-    decoded = (decoded + _latent.mean(*sampled)) / 2
-    decoded += ridge.conditional_mean(
-        values - decoded,
-        mean=network.residual_mean,
-        covariance=network.residual_covariance,
-        penalty=residual_penalty,
-    ).float()
-    weight = _latent.by_kind(observed, *mixture_weight).unsqueeze(1)
-    return torch.lerp(decoded, statistics, weight).unflatten(1, (28, 28))
+    return (modes.decoded().mean() + sampled.mean()) / 2
 
 
 def darkened(estimate: Tensor, *, threshold: Tensor) -> Tensor:

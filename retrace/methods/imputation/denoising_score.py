@@ -2,17 +2,17 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Annotated, Protocol
+from typing import Annotated, NamedTuple, Protocol
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from retrace.methods.imputation import posterior
-from retrace.types import BadInput, Callback, Seed
+from retrace.methods.imputation._regression import Regression
+from retrace.types import BadInput, Callback, Seed, ignore
 
-BATCH = 50  # images at once: (50, k, k) systems of k known pixels, and (samples, 50, 784) values
+BATCH = 50  # images at once: what needs the memory is (samples, 50, 784)
 NEGLIGIBLE = 1e-12  # squared pixel units, of a covariance
 
 Product = Callable[[Tensor], Tensor]  # a covariance times (S, b, 784) values
@@ -34,14 +34,14 @@ def reconstruct(
     network: Denoiser,
     observed: Tensor,
     *,
-    highest_noise: Annotated[float, Field(gt=0)],
-    lowest_noise: Annotated[float, Field(gt=0)],
-    levels: Annotated[int, Field(ge=1)],
-    penalty: Annotated[float, Field(gt=0)],
-    samples: Annotated[int, Field(ge=2, multiple_of=2)],
-    completions: Annotated[int, Field(ge=1, le=100)],
-    seed: Seed,
-    callback: Callback,
+    highest_noise: Annotated[float, Field(gt=0)] = 2.0,
+    lowest_noise: Annotated[float, Field(gt=0)] = 0.2,
+    levels: Annotated[int, Field(ge=1)] = 12,
+    penalty: Annotated[float, Field(gt=0)] = 0.001,
+    samples: Annotated[int, Field(ge=2, multiple_of=2)] = 20,
+    completions: Annotated[int, Field(ge=1, le=100)] = 10,
+    seed: Seed = 0,
+    callback: Callback = ignore,
 ) -> dict[str, Tensor]:
     """Draw images given the known pixels, from noise to none, and average them.
 
@@ -104,12 +104,18 @@ def reconstruct(
         )
     generator = torch.Generator().manual_seed(seed)
     steps = torch.linspace(math.log(highest_noise), math.log(lowest_noise), levels).exp().tolist()
-    gaussians = [_Gaussian.of(network, network.variances)]
-    gaussians += [_Gaussian.of(network, network.error_variances(noise)) for noise in steps]
-    answers, order = [], []
-    for rows, pixels in _groups(~observed.flatten(1).isnan()):
-        known = _Known.of(network, observed[rows], pixels, penalty=penalty)
-        estimate, drawn = _diffused(
+    spreads = [network.variances, *(network.error_variances(noise) for noise in steps)]
+    covariances = [covariance_of(network, variances) for variances in spreads]
+    answers = []
+    before = torch.empty(0)
+    for batch in observed.split(BATCH):
+        seen = ~batch.flatten(1).isnan()
+        if not torch.equal(seen, before):  # else the factors serve again
+            regressions = [Regression(c, seen, penalty=penalty) for c in covariances]
+            gaussians = [Gaussian(*pair) for pair in zip(spreads, regressions, strict=True)]
+            before = seen
+        known = Known.of(network, batch, gaussians[0].regression, penalty=penalty)
+        estimate, drawn = diffused(
             network, known, gaussians, steps, samples=samples, generator=generator
         )
         answers.append(
@@ -118,113 +124,75 @@ def reconstruct(
                 **posterior.described(drawn.clamp(0, 1), completions=completions),
             }
         )
-        order.append(rows)
-    back = torch.cat(order).argsort()
-    return {key: torch.cat([answer[key] for answer in answers])[back] for key in answers[0]}
+    return {key: torch.cat([answer[key] for answer in answers]) for key in answers[0]}
 
 
-def _groups(known: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Images that are solved together, at most `BATCH`: one mask for all, or as many known pixels.
-
-    Parameters
-    ----------
-    known : (B, 784) bool
-
-    Returns
-    -------
-    list of (rows, pixels)
-        Positions (b,) of the images, and of the known pixels (b, k) of each, or (1, k) of all.
-    """
-    masks, which, images = known.unique(dim=0, return_inverse=True, return_counts=True)
-    groups = []
-    for mask in (images > 1).nonzero().flatten():
-        pixels = masks[mask].nonzero().T
-        groups += [(rows, pixels) for rows in (which == mask).nonzero().flatten().split(BATCH)]
-    alone = (images == 1)[which].nonzero().flatten()
-    counts = known[alone].sum(dim=1)
-    for count in counts.unique().tolist():
-        for rows in alone[counts == count].split(BATCH):
-            groups.append((rows, known[rows].nonzero()[:, 1].unflatten(0, (len(rows), count))))
-    return groups
+def covariance_of(network: Denoiser, variances: Tensor) -> Tensor:
+    """Covariance of the pixels (784, 784), of variances (784,) of the coordinates."""
+    covariance = (network.basis * variances) @ network.basis.T
+    # Their products would be denormal numbers, with which a factor takes four times as long.
+    return torch.where(covariance.abs() < NEGLIGIBLE, 0.0, covariance)
 
 
-@dataclass
-class _Gaussian:
-    """A Gaussian in the coordinates: its variances (784,), and its covariance of pixels."""
+class Gaussian(NamedTuple):
+    """Variances (784,) of the coordinates, and the regression on the known pixels of a batch."""
 
     variances: Tensor
-    covariance: Tensor
-
-    @classmethod
-    def of(cls, network: Denoiser, variances: Tensor) -> "_Gaussian":
-        covariance = (network.basis * variances) @ network.basis.T
-        # Their products would be denormal numbers, with which a factor takes four times as long.
-        return cls(variances, torch.where(covariance.abs() < NEGLIGIBLE, 0.0, covariance))
+    regression: Regression
 
 
-@dataclass
-class _Known:
+class Known(NamedTuple):
     """The known pixels of b images.
 
     Attributes
     ----------
-    values : (b, k)
-        Less the mean image's.
-    pixels : (b, k) or (1, k)
-        Their positions.
+    values : (b, q)
+        Of the pixels that are known in some image, less the mean image's; NaN where missing.
+    where : (b, q) bool
+    basis : (q, 784)
+        Rows of the denoiser's.
     penalty : float
         λ.
-    basis : (784, 784)
     """
 
     values: Tensor
-    pixels: Tensor
-    penalty: float
+    where: Tensor
     basis: Tensor
+    penalty: float
 
     @classmethod
-    def of(cls, network: Denoiser, observed: Tensor, pixels: Tensor, *, penalty: float) -> "_Known":
-        centred = (observed - network.mean_image).flatten(1)
-        each = pixels.expand(len(centred), -1)
-        return cls(centred.gather(1, each), pixels, penalty, network.basis)
+    def of(
+        cls, network: Denoiser, observed: Tensor, regression: Regression, *, penalty: float
+    ) -> "Known":
+        values = (observed - network.mean_image).flatten(1)[:, regression.seen]
+        return cls(values, regression.known, network.basis[regression.seen], penalty)
 
     def corrections(
-        self, coordinates: Tensor, gaussian: _Gaussian, product: Product, *, blur: Tensor | float
+        self, coordinates: Tensor, gaussian: Gaussian, product: Product, *, blur: Tensor | float
     ) -> Tensor:
         """What the known pixels, with `blur` on them, change in coordinates (S, b, 784).
 
         That is P Bᵀ_k (C_kk + λ I)⁻¹ (y − blur − B_k z), with the basis B and P as `product`.
         """
-        samples, images = coordinates.shape[:2]
-        covariance = gaussian.covariance[self.pixels.unsqueeze(2), self.pixels.unsqueeze(1)]
-        covariance.diagonal(dim1=1, dim2=2).add_(self.penalty)
-        factors = torch.linalg.cholesky(covariance)  # (b, k, k) or (1, k, k)
-        each = self.pixels.expand(images, -1).expand(samples, -1, -1)
-        lacking = self.values - blur - (coordinates @ self.basis.T).gather(2, each)
-        # The right-hand sides of one system side by side: (b, k, S), or (1, k, b S).
-        sides = lacking.permute(1, 2, 0)
-        if len(factors) == 1:
-            sides = sides.transpose(0, 1).flatten(1).unsqueeze(0)
-        solved = torch.cholesky_solve(sides, factors)
-        if len(factors) == 1:
-            solved = solved.squeeze(0).unflatten(1, (images, samples)).transpose(0, 1)
-        weights = torch.zeros_like(coordinates).scatter_(2, each, solved.permute(2, 0, 1))
-        return product(weights @ self.basis)
+        lacking = self.values - blur - coordinates @ self.basis.T  # (S, b, q)
+        return product(gaussian.regression.weights(lacking) @ self.basis)
 
     def draw(
-        self, means: Tensor, gaussian: _Gaussian, product: Product, generator: torch.Generator
+        self, means: Tensor, gaussian: Gaussian, product: Product, generator: torch.Generator
     ) -> Tensor:
         """Coordinates (S, b, 784) from Gaussians around `means`, given the known pixels.
 
         Matheron's rule: a draw of the Gaussian, corrected by what the known pixels with a draw of
         their own noise say of it.
         """
-        drawn = means + gaussian.variances.sqrt() * _normal(means.shape, means, generator)
-        blur = self.penalty**0.5 * _normal((len(means), *self.values.shape), means, generator)
+        drawn = means + gaussian.variances.sqrt() * normal(means.shape, means, generator)
+        blur = means.new_zeros(len(means), *self.where.shape)
+        noise = normal((len(means), int(self.where.sum())), means, generator)
+        blur[:, self.where] = self.penalty**0.5 * noise
         return drawn + self.corrections(drawn, gaussian, product, blur=blur)
 
 
-def _normal(shape: Sequence[int], like: Tensor, generator: torch.Generator) -> Tensor:
+def normal(shape: Sequence[int], like: Tensor, generator: torch.Generator) -> Tensor:
     """Standard normal, (S, ...): the second half of the samples has the negatives of the first's.
 
     Of what is linear in them the mean has then no error (antithetic variates; Owen 2013, "Monte
@@ -234,36 +202,36 @@ def _normal(shape: Sequence[int], like: Tensor, generator: torch.Generator) -> T
     return torch.cat([half, -half])
 
 
-def _diffused(
+def diffused(
     network: Denoiser,
-    known: _Known,
-    gaussians: list[_Gaussian],
+    known: Known,
+    gaussians: list[Gaussian],
     steps: list[float],
     *,
     samples: int,
     generator: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
     """E[x₀ | x, y] at the last noise level, and draws of x₀, both (S, b, 784) pixels."""
-    size = (samples, len(known.values), len(known.basis))
+    size = (samples, len(known.values), len(network.variances))
     start = torch.zeros(size, dtype=known.values.dtype)
     first = gaussians[0].variances
     drawn = known.draw(start, gaussians[0], lambda values: values * first, generator)
-    noisy = drawn + steps[0] * _normal(size, drawn, generator)
+    noisy = drawn + steps[0] * normal(size, drawn, generator)
     for i, (noise, gaussian) in enumerate(zip(steps, gaussians[1:], strict=True)):
-        means, product = _denoised(network, noisy, noise)
+        means, product = denoised(network, noisy, noise)
         drawn = known.draw(means, gaussian, product, generator)
         if i + 1 < len(steps):
             share = (steps[i + 1] / noise) ** 2
             noisy = torch.lerp(drawn, noisy, share)
             spread = steps[i + 1] * (1 - share) ** 0.5
-            noisy += spread * _normal(size, noisy, generator)
+            noisy += spread * normal(size, noisy, generator)
     means += known.corrections(means, gaussians[-1], product, blur=0.0)
     mean_image = network.mean_image.flatten()
-    estimate, images = (mean_image + values @ known.basis.T for values in (means, drawn))
+    estimate, images = (mean_image + values @ network.basis.T for values in (means, drawn))
     return estimate, images
 
 
-def _denoised(network: Denoiser, noisy: Tensor, noise: float) -> tuple[Tensor, Product]:
+def denoised(network: Denoiser, noisy: Tensor, noise: float) -> tuple[Tensor, Product]:
     """D(x; σ) of coordinates (S, b, 784), and the product of σ² Jᵀ with such values."""
     with torch.enable_grad():
         variable = noisy.flatten(0, 1).requires_grad_()

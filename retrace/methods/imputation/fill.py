@@ -5,11 +5,15 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from retrace.types import Callback
+from retrace.types import Callback, ignore
 
 
 def reconstruct(
-    network: nn.Module, observed: Tensor, *, value: Literal["zero", "mean"], callback: Callback
+    network: nn.Module,
+    observed: Tensor,
+    *,
+    value: Literal["zero", "mean"] = "mean",
+    callback: Callback = ignore,
 ) -> Tensor:
     """Keep the known pixels; the missing ones become 0 or the training mean of that pixel.
 

@@ -6,7 +6,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from retrace.types import Callback
+from retrace.types import Callback, ignore
 
 CHUNK = 1000  # images whose distances to the whole gallery are taken at once
 
@@ -15,8 +15,8 @@ def reconstruct(
     network: nn.Module,
     observed: Tensor,
     *,
-    neighbours: Annotated[int, Field(ge=1)],
-    callback: Callback,
+    neighbours: Annotated[int, Field(ge=1)] = 10,
+    callback: Callback = ignore,
 ) -> Tensor:
     """Mean of the nearest training images, by the Euclidean distance over known pixels.
 

@@ -7,7 +7,7 @@ from pydantic import Field
 from torch import Tensor
 
 from retrace.methods.imputation import _latent, ridge
-from retrace.types import Callback, Seed
+from retrace.types import Callback, Seed, ignore
 
 
 @torch.no_grad()
@@ -15,15 +15,15 @@ def reconstruct(
     network: _latent.Prior,
     observed: Tensor,
     *,
-    likelihood_blocks: Annotated[float, Field(gt=0)],
-    likelihood_scattered: Annotated[float, Field(gt=0)],
-    start_penalty: Annotated[float, Field(gt=0)],
-    restarts: Annotated[int, Field(ge=1)],
-    steps: Annotated[int, Field(ge=1)],
-    learning_rate: Annotated[float, Field(gt=0)],
-    answer: Literal["best", "average"],
-    seed: Seed,
-    callback: Callback,
+    likelihood_blocks: Annotated[float, Field(gt=0)] = 1.0,
+    likelihood_scattered: Annotated[float, Field(gt=0)] = 5.0,
+    start_penalty: Annotated[float, Field(gt=0)] = 0.0003,
+    restarts: Annotated[int, Field(ge=1)] = 5,
+    steps: Annotated[int, Field(ge=1)] = 40,
+    learning_rate: Annotated[float, Field(gt=0)] = 0.15,
+    answer: Literal["best", "average"] = "average",
+    seed: Seed = 0,
+    callback: Callback = ignore,
 ) -> Tensor:
     """Minimise β Σ_k BCE(x_i, G_i(z)) + ‖z‖²/2 over codes z from several starts, and decode.
 
@@ -63,21 +63,9 @@ def reconstruct(
         covariance=network.covariance,
         penalty=start_penalty,
     )
-    likelihood = _latent.by_kind(observed, likelihood_blocks, likelihood_scattered)
-    known = _latent.Known.of(observed, likelihood=likelihood)
-    starts = _latent.starts(
-        network,
-        observed,
-        completion.float(),
-        count=restarts,
-        generator=torch.Generator().manual_seed(seed),
-    )
-    codes, logits = _latent.search(
-        network.decoder, known, starts, steps=steps, learning_rate=learning_rate, callback=callback
-    )
-    energy = known.energy(logits, codes)
-    if answer == "average":
-        estimate = _latent.mean(logits, (-energy).softmax(dim=0))
-    else:
-        estimate = logits[energy.argmin(dim=0), torch.arange(len(observed))].sigmoid()
-    return estimate.reshape(observed.shape)
+    search = _latent.Search(likelihood_blocks, likelihood_scattered, restarts, steps, learning_rate)
+    generator = torch.Generator().manual_seed(seed)
+    modes = search.modes(network, observed, completion, generator, callback)
+    if answer == "best":
+        return modes.best()
+    return modes.decoded().mean().reshape(observed.shape)

@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor, nn
 
-from retrace.types import Callback
+from retrace.types import Callback, ignore
 
 
 @torch.no_grad()
-def reconstruct(network: nn.Module, observed: Tensor, *, callback: Callback) -> Tensor:
+def reconstruct(network: nn.Module, observed: Tensor, *, callback: Callback = ignore) -> Tensor:
     """One pass through a network that was trained for it; the others saw complete images only.
 
     Parameters

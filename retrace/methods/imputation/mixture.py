@@ -7,7 +7,8 @@ from pydantic import Field
 from torch import Tensor
 
 from retrace.methods.imputation._latent import Prior
-from retrace.types import Callback
+from retrace.methods.imputation.ridge import completed
+from retrace.types import Callback, ignore
 
 IMAGES = 32  # with masks of their own, whose K systems of p equations are solved at once
 
@@ -17,8 +18,8 @@ def reconstruct(
     network: Prior,
     observed: Tensor,
     *,
-    penalty: Annotated[float, Field(gt=0)],
-    callback: Callback,
+    penalty: Annotated[float, Field(gt=0)] = 0.001,
+    callback: Callback = ignore,
 ) -> Tensor:
     """E[x_u | x_k] under a mixture of K Gaussians, clipped to [0, 1].
 
@@ -42,10 +43,7 @@ def reconstruct(
         Known pixels as observed.
     """
     estimate = conditional_mean(network, observed.flatten(1), penalty=penalty)
-    completed = torch.where(
-        observed.isnan(), estimate.clamp(0, 1).reshape(observed.shape), observed
-    )
-    return completed.to(observed.dtype)
+    return completed(observed, estimate)
 
 
 def conditional_mean(network: Prior, values: Tensor, *, penalty: float) -> Tensor:
@@ -89,7 +87,7 @@ def conditional_mean(network: Prior, values: Tensor, *, penalty: float) -> Tenso
         for mask in chunk.tolist():
             pixel = masks[mask].nonzero().flatten()
             rows = (which == mask).nonzero().flatten()
-            system = rest[pixel][:, pixel]
+            system = rest.index_select(0, pixel).index_select(1, pixel)
             system.diagonal().add_(penalty)
             centred = (values[rows][:, pixel] - mean[pixel]).T  # (k, n)
             right = torch.cat([basis[pixel], centred], dim=1)

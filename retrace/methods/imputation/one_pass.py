@@ -5,14 +5,18 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from retrace.types import Callback
+from retrace.types import Callback, ignore
 
 BATCH = 1000  # images at once: the feature maps of a batch should stay near the cache
 
 
 @torch.no_grad()
 def reconstruct(
-    network: nn.Module, observed: Tensor, *, start: Literal["zero", "mean"], callback: Callback
+    network: nn.Module,
+    observed: Tensor,
+    *,
+    start: Literal["zero", "mean"] = "mean",
+    callback: Callback = ignore,
 ) -> Tensor:
     """Give the network's output for the image whose missing pixels are filled with a constant.
 

@@ -1,14 +1,15 @@
 """Samples of what the missing pixels may be, given the known ones, and their mean."""
 
 from collections.abc import Iterator
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from retrace.methods.imputation import _latent, ridge
-from retrace.types import Callback, Seed
+from retrace.methods.imputation._regression import Regression
+from retrace.types import Callback, Seed, ignore
 
 BATCH = 250  # images at once: what needs the memory is (samples, 250, 784)
 LEVELS = (0.025, 0.1, 0.25, 0.75, 0.9, 0.975)  # ends of the 95, 80 and 50 % intervals
@@ -19,18 +20,18 @@ def reconstruct(
     network: _latent.Prior,
     observed: Tensor,
     *,
-    sampler: Literal["importance", "pseudo_gibbs"],
-    noise: Literal["none", "gaussian"],
-    likelihood_blocks: Annotated[float, Field(gt=0)],
-    likelihood_scattered: Annotated[float, Field(gt=0)],
-    penalty: Annotated[float, Field(gt=0)],
-    starts: Annotated[int, Field(ge=1)],
-    search_steps: Annotated[int, Field(ge=1)],
-    learning_rate: Annotated[float, Field(gt=0)],
-    samples: Annotated[int, Field(ge=2)],
-    completions: Annotated[int, Field(ge=1, le=100)],
-    seed: Seed,
-    callback: Callback,
+    sampler: Literal["importance", "pseudo_gibbs"] = "importance",
+    noise: Literal["none", "gaussian"] = "gaussian",
+    likelihood_blocks: Annotated[float, Field(gt=0)] = 1.0,
+    likelihood_scattered: Annotated[float, Field(gt=0)] = 5.0,
+    penalty: Annotated[float, Field(gt=0)] = 0.003,
+    starts: Annotated[int, Field(ge=1)] = 5,
+    search_steps: Annotated[int, Field(ge=1)] = 40,
+    learning_rate: Annotated[float, Field(gt=0)] = 0.15,
+    samples: Annotated[int, Field(ge=2)] = 60,
+    completions: Annotated[int, Field(ge=1, le=100)] = 10,
+    seed: Seed = 0,
+    callback: Callback = ignore,
 ) -> dict[str, Tensor]:
     """Sample codes given the known pixels, decode them, and add what the decoder leaves out.
 
@@ -76,9 +77,10 @@ def reconstruct(
         (B, completions, 28, 28) uint8, both in 255ths.
     """
     generator = torch.Generator().manual_seed(seed)
-    root = None
-    if noise == "gaussian":
-        root = _root(network.residual_covariance)
+    residual = Residual.of(network, penalty=penalty) if noise == "gaussian" else None
+    search = _latent.Search(
+        likelihood_blocks, likelihood_scattered, starts, search_steps, learning_rate
+    )
     answers: list[dict[str, Tensor]] = []
     for batch in observed.split(BATCH):
         completion = ridge.conditional_mean(
@@ -88,60 +90,24 @@ def reconstruct(
             penalty=penalty,
         ).float()
         if sampler == "importance":
-            drawn, weights = _importance(
-                network,
-                batch,
-                completion,
-                likelihood=(likelihood_blocks, likelihood_scattered),
-                starts=starts,
-                search_steps=search_steps,
-                learning_rate=learning_rate,
-                samples=samples,
-                generator=generator,
+            modes = search.modes(network, batch, completion, generator)
+            drawn = _latent.importance(
+                modes.energy, _latent.laplace(modes), samples=samples, generator=generator
             )
         else:
             drawn = pseudo_gibbs(
                 network, batch, completion, rounds=search_steps, chains=samples, generator=generator
             )
-            weights = torch.full(drawn.shape[:2], 1 / samples)
+        mean, equal = drawn.mean(), resampled(drawn, generator)
+        if residual is not None:
+            mean, equal = residual.added(mean, equal, batch, generator)
         answers.append(
-            _summary(
-                network,
-                batch,
-                drawn,
-                weights,
-                root=root,
-                penalty=penalty,
-                completions=completions,
-                generator=generator,
-            )
+            {
+                "estimate": mean.clamp(0, 1).unflatten(1, (28, 28)),
+                **described(equal.clamp_(0, 1), completions=completions),
+            }
         )
     return {key: torch.cat([answer[key] for answer in answers]) for key in answers[0]}
-
-
-def _importance(
-    network: _latent.Prior,
-    observed: Tensor,
-    completion: Tensor,
-    *,
-    likelihood: tuple[float, float],
-    starts: int,
-    search_steps: int,
-    learning_rate: float,
-    samples: int,
-    generator: torch.Generator,
-) -> tuple[Tensor, Tensor]:
-    """Images (S, B, 784) and weights (S, B)."""
-    known = _latent.Known.of(observed, likelihood=_latent.by_kind(observed, *likelihood))
-    first = _latent.starts(network, observed, completion, count=starts, generator=generator)
-    codes, logits = _latent.search(
-        network.decoder, known, first, steps=search_steps, learning_rate=learning_rate
-    )
-    proposal = _latent.laplace(network.decoder, known, codes, logits)
-    drawn, weights = _latent.importance(
-        network.decoder, known, proposal, samples=samples, generator=generator
-    )
-    return drawn.sigmoid_(), weights
 
 
 def pseudo_gibbs(
@@ -152,8 +118,8 @@ def pseudo_gibbs(
     rounds: int,
     chains: int,
     generator: torch.Generator,
-) -> Tensor:
-    """Decoded images (chains, B, 784) after so many rounds; see `reconstruct`.
+) -> _latent.Images:
+    """Images that chains decode after so many rounds; see `reconstruct`.
 
     Parameters
     ----------
@@ -167,8 +133,7 @@ def pseudo_gibbs(
     generator : Generator
     """
     missing = observed.isnan()
-    state = torch.where(missing, completion.clamp(0, 1).reshape(observed.shape), observed)
-    state = state.repeat(chains, 1, 1)  # (chains·B, 28, 28)
+    state = ridge.completed(observed, completion).repeat(chains, 1, 1)  # (chains·B, 28, 28)
     gaps, known = missing.repeat(chains, 1, 1), observed.repeat(chains, 1, 1)
     decoded = state
     for _ in range(rounds):
@@ -177,43 +142,64 @@ def pseudo_gibbs(
         decoded = network.decode(mean + (log_variance / 2).exp() * noise)
         # The mean of a pixel in place of a draw: MNIST's pixels are no coin flips.
         state = torch.where(gaps, decoded, known)
-    return decoded.flatten(1).unflatten(0, (chains, -1))
+    pixels = decoded.flatten(1).unflatten(0, (chains, -1))
+    return _latent.Images(pixels, torch.full(pixels.shape[:2], 1 / chains))
 
 
-def _summary(
-    network: _latent.Prior,
-    observed: Tensor,
-    drawn: Tensor,
-    weights: Tensor,
-    *,
-    root: Tensor | None,
-    penalty: float,
-    completions: int,
-    generator: torch.Generator,
-) -> dict[str, Tensor]:
-    """What `reconstruct` returns, of images (S, B, 784) with weights (S, B).
+def resampled(drawn: _latent.Images, generator: torch.Generator) -> Tensor:
+    """As many images (S, B, 784) drawn again by their weights: all of one weight."""
+    count, batch = drawn.weights.shape
+    which = torch.multinomial(drawn.weights.T, count, replacement=True, generator=generator)
+    return drawn.pixels[which.T, torch.arange(batch)]
 
-    With a `root` R of the residual's covariance R Rᵀ, the residual is drawn given the known pixels
-    by Matheron's rule: a draw r of the Gaussian, plus the regression of what the known pixels still
-    lack, x_k − G(z)_k − r_k − noise.
+
+class Residual(NamedTuple):
+    """What the decoder leaves of an image, x − G(z): a Gaussian.
+
+    Attributes
+    ----------
+    mean, covariance : (784,), (784, 784) float32
+    root : (784, 784) float32
+        R with R Rᵀ the covariance.
+    penalty : float
+        λ of the regression on the known pixels.
     """
-    samples, images = drawn.shape[:2]
-    which = torch.multinomial(weights.T, samples, replacement=True, generator=generator)  # (B, S)
-    chosen = drawn[which.T, torch.arange(images)]  # (S, B, 784), all of one weight
-    mean = torch.einsum("sb,sbp->bp", weights, drawn)
-    if root is not None:
-        moments = {"mean": network.residual_mean, "covariance": network.residual_covariance}
+
+    mean: Tensor
+    covariance: Tensor
+    root: Tensor
+    penalty: float
+
+    @classmethod
+    def of(cls, network: _latent.Prior, *, penalty: float) -> "Residual":
+        # Some pixels never vary, so that there is no Cholesky factor.
+        values, vectors = torch.linalg.eigh(network.residual_covariance)
+        root = vectors * values.clamp(min=0).sqrt()
+        return cls(
+            network.residual_mean.float(),
+            network.residual_covariance.float(),
+            root.float(),
+            penalty,
+        )
+
+    def added(
+        self, mean: Tensor, images: Tensor, observed: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """A mean (B, 784) plus the residual's, and images (S, B, 784) plus draws of it.
+
+        Both are given the known pixels of (B, 28, 28). The draws are by Matheron's rule: a draw r
+        of the Gaussian, plus the regression of what the known pixels still lack,
+        x_k − G(z)_k − r_k − noise.
+        """
         known = observed.flatten(1)
-        mean += _regressed(known - mean, moments, penalty)
-        draws = torch.randn(samples, images, len(root), generator=generator) @ root.T
-        draws += network.residual_mean
-        blur = penalty**0.5 * torch.randn(draws.shape, generator=generator)
-        lacking = known - chosen - draws - blur
-        # The mean was counted in the draws: only the linear part of the regression is added.
-        linear = {**moments, "mean": torch.zeros_like(network.residual_mean)}
-        chosen = chosen + draws + _regressed(lacking, linear, penalty)
-    estimate = mean.clamp(0, 1).unflatten(1, (28, 28))
-    return {"estimate": estimate, **described(chosen.clamp_(0, 1), completions=completions)}
+        images = images + self.mean
+        images += torch.randn(images.shape, generator=generator) @ self.root.T
+        blur = self.penalty**0.5 * torch.randn(images.shape, generator=generator)
+        mean = mean + self.mean
+        lacking = torch.cat([(known - mean).unsqueeze(0), known - images - blur])
+        regression = Regression(self.covariance, ~known.isnan(), penalty=self.penalty)
+        found = regression(lacking)
+        return mean + found[0], images.add_(found[1:])
 
 
 def described(drawn: Tensor, *, completions: int) -> dict[str, Tensor]:
@@ -249,13 +235,3 @@ def _quantiles(values: Tensor, levels: Tensor) -> Iterator[Tensor]:
 
 def _bytes(images: Tensor) -> Tensor:
     return (images * 255).round().to(torch.uint8).unflatten(2, (28, 28))
-
-
-def _regressed(values: Tensor, moments: dict[str, Tensor], penalty: float) -> Tensor:
-    return ridge.conditional_mean(values, **moments, penalty=penalty).float()
-
-
-def _root(covariance: Tensor) -> Tensor:
-    """R with R Rᵀ = covariance, float32; some pixels never vary, so that there is no Cholesky."""
-    values, vectors = torch.linalg.eigh(covariance)
-    return (vectors * values.clamp(min=0).sqrt()).float()

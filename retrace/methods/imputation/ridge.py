@@ -6,9 +6,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from retrace.types import Callback
-
-SOLVE_BATCH = 64  # systems of up to 783 equations solved at once: 64 x 783^2 doubles are 314 MB
+from retrace.methods.imputation._regression import Regression
+from retrace.types import Callback, ignore
 
 
 @torch.no_grad()
@@ -16,8 +15,8 @@ def reconstruct(
     network: nn.Module,
     observed: Tensor,
     *,
-    penalty: Annotated[float, Field(ge=0)],
-    callback: Callback,
+    penalty: Annotated[float, Field(ge=0)] = 0.0003,
+    callback: Callback = ignore,
 ) -> Tensor:
     """Conditional mean of a Gaussian, m_u + C_uk (C_kk + λI)⁻¹ (x_k − m_k), clipped to [0, 1].
 
@@ -46,10 +45,7 @@ def reconstruct(
     estimate = conditional_mean(
         observed.flatten(1), mean=mean.flatten(), covariance=covariance, penalty=penalty
     )
-    completed = torch.where(
-        observed.isnan(), estimate.clamp(0, 1).reshape(observed.shape), observed
-    )
-    return completed.to(observed.dtype)
+    return completed(observed, estimate)
 
 
 def conditional_mean(values: Tensor, *, mean: Tensor, covariance: Tensor, penalty: float) -> Tensor:
@@ -57,34 +53,23 @@ def conditional_mean(values: Tensor, *, mean: Tensor, covariance: Tensor, penalt
 
     Parameters
     ----------
-    values : (B, n) or (S, B, n)
-        NaN where a value is missing; the S versions of a row miss the same values.
+    values : (B, n)
+        NaN where a value is missing.
     mean, covariance : (n,), (n, n)
     penalty : float
         λ.
 
     Returns
     -------
-    (B, n) or (S, B, n) float64
+    (B, n), of the covariance's type
         Not clipped; the known values are smoothed by λ too.
     """
-    values, mean = values.double(), mean.double()
-    known = ~values.isnan()
-    centred = torch.where(known, values - mean, 0.0)
-    weights = torch.zeros_like(centred)  # (…, B, n): (C_kk + λI)⁻¹ (x_k − m_k), 0 where missing
-    first = known if known.dim() == 2 else known[0]
-    masks, which = first.unique(dim=0, return_inverse=True)
-    counts = masks.sum(dim=1)
-    for count in counts.unique().tolist():
-        for chunk in (counts == count).nonzero().flatten().split(SOLVE_BATCH):
-            pixels = masks[chunk].nonzero()[:, 1].unflatten(0, (len(chunk), count))
-            system = covariance[pixels.unsqueeze(2), pixels.unsqueeze(1)]
-            system.diagonal(dim1=1, dim2=2).add_(penalty)
-            factors = torch.linalg.cholesky(system)
-            # Masks that many images share are solved for all of them at once.
-            for factor, pixel, mask in zip(factors, pixels, chunk.tolist(), strict=True):
-                rows = (which == mask).nonzero().flatten()
-                right = centred[..., rows.unsqueeze(1), pixel]  # (…, rows, k)
-                solved = torch.cholesky_solve(right.reshape(-1, count).T, factor).T
-                weights[..., rows.unsqueeze(1), pixel] = solved.reshape(right.shape)
-    return mean + weights @ covariance
+    mean = mean.to(covariance.dtype)
+    regression = Regression(covariance, ~values.isnan(), penalty=penalty)
+    return mean + regression(values.to(covariance.dtype) - mean)
+
+
+def completed(observed: Tensor, estimate: Tensor) -> Tensor:
+    """The observed (B, 28, 28), and where a pixel is missing an estimate (B, 784) within [0, 1]."""
+    filling = estimate.clamp(0, 1).to(observed.dtype).reshape(observed.shape)
+    return torch.where(observed.isnan(), filling, observed)
