@@ -63,7 +63,7 @@ def kept(lines: Iterable[str], output: list[str]) -> Iterator[str]:
 
 
 def timed(way: str, folder: Path, *, log: Path | None = None) -> list[tuple[str, float]]:
-    """Run the whole pipeline in one of `WAYS`, time its stages and write what it prints to `log`."""
+    """Run the pipeline in one of `WAYS`, time its stages and write what it prints to `log`."""
     if log:
         log.touch()  # a folder that is not there should be known now, not in two minutes
     output: list[str] = []

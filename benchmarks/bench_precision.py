@@ -12,10 +12,10 @@ from benchmarks.timing import alternate, print_table, write_result
 from retrace.data.masks import missing_pixels
 from retrace.execution.shards import one_thread
 from retrace.measures.quality import mse
+from retrace.networks._training import train
 from retrace.pipeline.command import run
 from retrace.pipeline.device import computing_on, matmul_precision
 from retrace.pipeline.params import GIVEN, Params, bind, find, load
-from retrace.training import train
 from retrace.types import Precision
 
 CPU = torch.device("cpu")

@@ -37,7 +37,7 @@ CANDIDATES: list[dict[str, Any]] = [
 
 
 def open_coverage(answer: dict[str, Tensor], truth: Tensor, observed: Tensor) -> str:
-    """Per cent of the open pixels inside each interval; see `retrace.measures.uncertainty.score`."""
+    """Per cent of the open pixels inside each interval; see `uncertainty.score`."""
     is_open = observed.isnan() & (answer["deviation"] > OPEN)
     grey, quantiles = (truth * 255).round(), answer["quantiles"]
     shares = [

@@ -4,9 +4,9 @@ from pathlib import Path
 
 from retrace.pipeline.artifacts import history_path, read_json
 from retrace.pipeline.command import run
+from retrace.problems.sections import present_state, sections
 from retrace.report.files import markdown, summary, write_rows, write_section, write_text
 from retrace.report.model import Table
-from retrace.report.sections import present_state, sections
 
 FOLDER = Path("metrics/report")
 

@@ -26,7 +26,7 @@ def main(name: str) -> None:
     means = partial(means_with_intervals, resamples=scoring.resamples, seed=scoring.seed)
     folder = reconstruction_path(name, "").parent
     records = {path.stem: read_json(path) for path in sorted(folder.glob("*.json"))}
-    scorer = part(name, "score").Scorer(Ground(name, means=means), records)
+    scorer = part(name, "score").Scorer(Ground(name), records, means)
     for run_name, record in records.items():
         arrays = read_arrays(reconstruction_path(name, run_name))
         scores, headline = scorer(Run(run_name, record, arrays))

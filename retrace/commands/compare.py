@@ -16,8 +16,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from retrace.git import committed, git
 from retrace.pipeline.command import Refusal, run
 from retrace.pipeline.params import parse_yaml, shown
+from retrace.problems.sections import ordered, section_of, show_of
 from retrace.report import charts, pictures
 from retrace.report.model import (
     Block,
@@ -43,8 +45,6 @@ from retrace.report.page import (
     write_page,
 )
 from retrace.report.pictures import Colours
-from retrace.report.sections import ordered, section_of, show_of
-from retrace.tracking.git import committed, git
 
 COMPARISON = Path("metrics/compare.html")
 NAMES = ("A", "B")

@@ -186,9 +186,7 @@ class Network(nn.Module):
         started = time.process_time()
         images = training[0]
         if len(images) < len(self.weights):
-            raise BadInput(
-                f"components = {len(self.weights)}: {len(images)} training images"
-            )
+            raise BadInput(f"components = {len(self.weights)}: {len(images)} training images")
         history = train(
             self,
             training,

@@ -2,10 +2,11 @@
 
 - ``observe.py``: ``observe(ground, **settings)`` gives what a method sees and, apart from it, the
   truth, as arrays. The settings are the problem's section of params.yaml.
-- ``score.py``: a class ``Scorer``, made once from the ground and the runs of the problem, and
-  called for each run with its arrays: the scores, and their headline. ``baselines`` is what the
-  runs are measured against. ``JUDGES`` are networks that scores need beside a run's own, and
-  ``BASELINE`` is the method of the run that others are compared with, or None.
+- ``score.py``: a class ``Scorer``, made once from the ground, the records of the problem's runs
+  and a function that gives means with intervals, and called for each run: its scores, and their
+  headline. ``baselines`` is what the runs are measured against. ``JUDGES`` are networks that scores
+  need beside a run's own, and ``BASELINE`` is the method of the run that others are compared with,
+  or None.
 - ``show.py``: ``section(state)`` gives tables, galleries and charts, ``pictures(run, ground)``
   pictures for MLflow.
 
@@ -34,6 +35,7 @@ from retrace.pipeline.artifacts import (
     split_path,
     truth_path,
 )
+from retrace.pipeline.command import Refusal
 
 Arrays = Mapping[str, NDArray[Any]]
 Scores = dict[str, Any]
@@ -95,8 +97,6 @@ class Ground:
     problem : str
     source : str
         Path of what the problem is observed from, beside the test images; see params.yaml.
-    means : function, optional
-        Takes measures of the same images to means with intervals; of whoever scores.
     split : function
         Images (n, 28, 28) and labels (n,) of "train", "validation" or "test".
     load : function
@@ -107,7 +107,6 @@ class Ground:
 
     problem: str
     source: str = ""
-    means: Callable[[dict[str, Tensor]], dict[str, float]] | None = None
     split: Callable[[str], tuple[Tensor, Tensor]] = read_split
     load: Callable[[str], tuple[nn.Module, dict[str, Any]]] = read_network
     read: Callable[[Path], Arrays] = read_arrays
@@ -128,3 +127,13 @@ class Ground:
 
     def network(self, name: str) -> Any:
         return self.load(name)[0]
+
+    def decoder(self) -> Any:
+        """The network that is the source, refused where it has no decoder."""
+        network = self.network(Path(self.source).stem)
+        if not hasattr(network, "decoder_weights"):
+            raise Refusal(
+                f"params.yaml: problems.{self.problem}.source = {self.source!r}: no decoder there; "
+                "a network of the architecture vae is expected"
+            )
+        return network

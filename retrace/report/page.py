@@ -1,5 +1,4 @@
-"""The report as one page that works offline: what each problem achieves, tables, galleries, charts
-and provenance, drawn from what is in the workspace."""
+"""Sections as one page that works offline, and what it says of where they come from."""
 
 import hashlib
 import json
@@ -13,15 +12,13 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from retrace.git import NoRepository, git
 from retrace.pipeline.artifacts import DATASET, history_path, read_json, record_path
 from retrace.pipeline.command import Refusal
 from retrace.report import charts, pictures
 from retrace.report.files import write_text
 from retrace.report.model import Section, State
-from retrace.report.sections import present_state, sections
-from retrace.tracking.git import NoRepository, git
 
-REPORT = Path("metrics/report.html")
 LOCK = Path("dvc.lock")
 TEMPLATES = Path(__file__).parent / "templates"
 LARGEST = 10_000_000  # bytes: what one may send by e-mail
@@ -162,17 +159,3 @@ def write_page(path: Path, text: str) -> None:
     if size > LARGEST:
         raise Refusal(f"{path} would have {size:,} bytes; at most {LARGEST:,} are allowed")
     write_text(path, text)
-
-
-def write_report() -> None:
-    """Write metrics/report.html and say where it is."""
-    state = present_state()
-    text = rendered(
-        sections(state),
-        title="What went into the network?",
-        dataset=state.dataset,
-        facts=[*dataset_facts(), *repository_facts()],
-        seconds=stage_seconds(state),
-    )
-    write_page(REPORT, text)
-    print(f"The report is {REPORT.resolve().as_uri()} ({REPORT.stat().st_size / 1e6:.1f} MB)")

@@ -245,7 +245,7 @@ def scores_of(
     if entry.source == str(MASKS):
         files[MASKS] = drawn(params.masks, available=len(split("test")[0]))
     means = partial(means_with_intervals, resamples=scoring.resamples, seed=scoring.seed)
-    ground = Ground(problem, entry.source, means, split, load, files.__getitem__)
+    ground = Ground(problem, entry.source, split, load, files.__getitem__)
     with computing_on(chosen(params.device)):
         given, truth = part(problem, "observe").observe(ground, **entry.settings)
     files |= {observed_path(problem): given, truth_path(problem): truth}
@@ -262,7 +262,7 @@ def scores_of(
                 device=params.device,
                 interrupted=FOLDER / f"interrupted/{Path(task.path).stem}-{name}.npz",
             )
-    scorer = part(problem, "score").Scorer(ground, records)
+    scorer = part(problem, "score").Scorer(ground, records, means)
     results = {}
     for name, record in records.items():
         scores, headline = scorer(Run(name, record, files[reconstruction_path(problem, name)]))

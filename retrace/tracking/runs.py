@@ -21,6 +21,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
 from tqdm import tqdm
 
+from retrace.git import git
 from retrace.networks.gaussian import Network as Gaussian
 from retrace.networks.margin import Network as Margin
 from retrace.networks.regression import Network as Regression
@@ -37,10 +38,10 @@ from retrace.pipeline.artifacts import (
     record_path,
 )
 from retrace.pipeline.command import Refusal
-from retrace.problems import Ground, part
+from retrace.problems import Ground
 from retrace.problems import Run as Reconstruction
+from retrace.problems.sections import show_of
 from retrace.report.pictures import COLOURS, mosaic, scale_of, split_rows
-from retrace.tracking.git import git
 from retrace.tracking.store import experiment, published, store
 
 LOCK = Path("dvc.lock")
@@ -231,8 +232,9 @@ def publish_reconstruction(
     log(client, run_id, params=params, metrics=metrics)
     client.log_artifact(run_id, str(metrics_path(problem, name)), "metrics")
     client.log_artifact(run_id, str(checkpoint_path(record["network"])), "checkpoint")
-    show = part(problem, "show")
-    for key, step, picture in show.pictures(Reconstruction(name, record, arrays), ground):
+    for key, step, picture in show_of(problem).pictures(
+        Reconstruction(name, record, arrays), ground
+    ):
         client.log_image(run_id, picture, key=key, step=step)
 
 

@@ -19,10 +19,10 @@ from retrace.pipeline.command import Refusal
 from retrace.problems import Ground, Run
 from retrace.problems.imputation import show as imputation
 from retrace.problems.network_inversion import show as network_inversion
+from retrace.problems.sections import present_state, section_of
 from retrace.problems.training_data import show as training_data
 from retrace.report.files import markdown, steps_sheet
 from retrace.report.model import Table
-from retrace.report.sections import present_state, section_of
 from stages import report, score
 
 PARITY: dict[str, Any] = {

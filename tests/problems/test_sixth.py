@@ -38,8 +38,8 @@ from retrace.measures import quality
 class Scorer:
     baselines = {}
 
-    def __init__(self, ground, records):
-        self.means, self.truth = ground.means, torch.from_numpy(ground.truth["images"])
+    def __init__(self, ground, records, means):
+        self.means, self.truth = means, torch.from_numpy(ground.truth["images"])
 
     def __call__(self, run):
         error = quality.mse(torch.from_numpy(run.arrays["estimate"]), self.truth)

@@ -18,9 +18,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from retrace.commands import compare
+from retrace.commands.report import REPORT
 from retrace.pipeline.command import Refusal
 from retrace.problems import names
 from retrace.problems.imputation import show as imputation
+from retrace.problems.sections import ordered, section_of
 from retrace.report import charts, page, pictures
 from retrace.report.model import (
     CASES,
@@ -40,7 +42,6 @@ from retrace.report.model import (
     number,
 )
 from retrace.report.pictures import MISSING
-from retrace.report.sections import ordered, section_of
 
 HOSTILE = '"><script>alert(1)</script><img src=x onerror=alert(2)>'
 PIXEL = np.zeros((1, 28, 28))
@@ -229,8 +230,8 @@ def test_a_page_that_is_too_large_is_refused(tmp_path: Path) -> None:
 def test_the_page_of_a_pipeline(finished: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(finished, tmp_path / "copy", symlinks=True)
     said = execute(sys.executable, "-m", "retrace.commands.report", cwd=folder).stdout
-    assert (folder / page.REPORT).as_uri() in said
-    first = (folder / page.REPORT).read_bytes()
+    assert (folder / REPORT).as_uri() in said
+    first = (folder / REPORT).read_bytes()
     assert len(first) < 5_000_000
     text = first.decode()
     found = [text.index(f'<section id="{problem}">') for problem in ordered()]
@@ -242,11 +243,11 @@ def test_the_page_of_a_pipeline(finished: Path, tmp_path: Path) -> None:
     assert commit in text and lock in text and "torch" in text
     assert "reconstruct@imputation-known" in text
     execute(sys.executable, "-m", "retrace.commands.report", cwd=folder)
-    assert (folder / page.REPORT).read_bytes() == first
+    assert (folder / REPORT).read_bytes() == first
 
 
 def test_pages_are_no_part_of_the_repository() -> None:
-    pages = (str(page.REPORT), str(compare.COMPARISON))
+    pages = (str(REPORT), str(compare.COMPARISON))
     ignored = execute("git", "check-ignore", *pages, cwd=ROOT).stdout
     assert ignored.split() == list(pages)
 

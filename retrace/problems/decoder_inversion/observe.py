@@ -15,7 +15,6 @@ from retrace.methods.decoder_inversion.gauss_newton import (
     starting_codes,
 )
 from retrace.problems import Ground, Observations
-from retrace.problems.network_inversion.observe import decoder_of
 from retrace.types import Seed
 
 DRAW = 20  # sets the draw of the codes apart from the starts that a method draws with the same seed
@@ -39,7 +38,7 @@ def observe(
     The codes are drawn from the prior and rounded to float32, so that all precisions start from
     the same; they are the truth, with the best known codes of some images off the range.
     """
-    single = decoder_of(ground)
+    single = ground.decoder()
     double = copy.deepcopy(single).double()
     off_range = ground.split("test")[0][:images].double()
     size = (len(off_range), single.code_size)

@@ -190,8 +190,10 @@ def negative_elbo(network: nn.Module, images: Tensor) -> float:
 class Scorer:
     """Scores of codes by group of images."""
 
-    def __init__(self, ground: Ground, records: Mapping[str, Mapping[str, Any]]) -> None:
-        self.means, self.ground = ground.means, ground
+    def __init__(
+        self, ground: Ground, records: Mapping[str, Mapping[str, Any]], means: Means
+    ) -> None:
+        self.means, self.ground = means, ground
         self.codes = torch.from_numpy(ground.truth["codes"]).double()
         self.baselines: Scores = {}
 

@@ -64,8 +64,10 @@ def score_mask(
 class Scorer:
     """Scores under each mask; of a run with samples also what those are worth."""
 
-    def __init__(self, ground: Ground, records: Mapping[str, Mapping[str, Any]]) -> None:
-        self.means = ground.means
+    def __init__(
+        self, ground: Ground, records: Mapping[str, Mapping[str, Any]], means: Means
+    ) -> None:
+        self.means = means
         self.observed = torch.from_numpy(ground.given["observed"])  # (masks, n, 28, 28)
         self.masks: list[str] = ground.given["masks"].tolist()
         self.truth, self.labels = (
@@ -80,12 +82,10 @@ class Scorer:
         if ridge:
             path = reconstruction_path(ground.problem, ridge[0])
             estimate = torch.from_numpy(ground.read(path)["estimate"])
-            errors = [
-                quality.mse(estimate[i].clamp(0, 1), self.truth, where=observed.isnan())
-                for i, observed in enumerate(self.observed)
-            ]
-            means = [float(error.mean()) for error in errors]
-            self.baselines["ridge_mse"] = dict(zip(self.masks, means, strict=True))
+            self.baselines["ridge_mse"] = {
+                mask: float(quality.mse(found.clamp(0, 1), self.truth, where=seen.isnan()).mean())
+                for mask, found, seen in zip(self.masks, estimate, self.observed, strict=True)
+            }
 
     def __call__(self, run: Run) -> tuple[Scores, Scores]:
         estimate = torch.from_numpy(run.arrays["estimate"])

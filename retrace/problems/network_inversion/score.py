@@ -173,8 +173,10 @@ def score(
 class Scorer:
     """Scores of inputs against the outputs that were wanted of them."""
 
-    def __init__(self, ground: Ground, records: Mapping[str, Mapping[str, Any]]) -> None:
-        self.means, self.ground = ground.means, ground
+    def __init__(
+        self, ground: Ground, records: Mapping[str, Mapping[str, Any]], means: Means
+    ) -> None:
+        self.means, self.ground = means, ground
         self.baselines: Scores = {}
 
     def __call__(self, run: Run) -> tuple[Scores, Scores]:

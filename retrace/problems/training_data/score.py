@@ -112,8 +112,10 @@ def score_candidates(estimate: Tensor, truth: identification.Truth, *, means: Me
 class Scorer:
     """Counts of identified images, beside those of held-out images."""
 
-    def __init__(self, ground: Ground, records: Mapping[str, Mapping[str, Any]]) -> None:
-        self.means, self.ground = ground.means, ground
+    def __init__(
+        self, ground: Ground, records: Mapping[str, Mapping[str, Any]], means: Means
+    ) -> None:
+        self.means, self.ground = means, ground
         self.baselines: Scores = {}
         self.known: tuple[str, identification.Truth, float] | None = None
 

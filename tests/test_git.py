@@ -9,10 +9,10 @@ import pytest
 from conftest import ROOT, commit, execute
 
 from retrace.commands import compare
+from retrace.git import NoRepository, committed, git
 from retrace.pipeline.command import Refusal
 from retrace.report import page
 from retrace.tracking import runs as track
-from retrace.tracking.git import NoRepository, committed, git
 
 
 @pytest.fixture

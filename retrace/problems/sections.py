@@ -4,7 +4,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from retrace import problems
 from retrace.pipeline.artifacts import DATASET, read_json
 from retrace.pipeline.params import load
 from retrace.problems import names, part
@@ -24,7 +23,7 @@ def present_state() -> State:
 
 def show_of(problem: str) -> Any:
     """How a problem is shown: by its ``show.py`` or, without one, by a table of its numbers."""
-    if (Path(problems.__file__).parent / problem / "show.py").exists():
+    if (Path(__file__).parent / problem / "show.py").exists():
         return part(problem, "show")
 
     def section(state: State) -> Section:
@@ -38,7 +37,9 @@ def show_of(problem: str) -> Any:
         return Section(problem, title, "", blocks=[tabulated("All runs", runs, columns)])
 
     title = problem.replace("_", " ").capitalize()
-    return SimpleNamespace(TITLE=title, LEAD="", ORDER=100, section=section)
+    return SimpleNamespace(
+        TITLE=title, LEAD="", ORDER=100, section=section, pictures=lambda run, ground: ()
+    )
 
 
 def ordered() -> list[str]:
