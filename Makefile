@@ -13,7 +13,7 @@ export STORE
 PORT ?= 5000
 READY := .venv/ready
 
-.PHONY: help setup demo run test portability servers cluster sweep faults track ui plots report compare bench screenshots lint constraints
+.PHONY: help setup demo run test portability servers cluster sweep faults track ui plots report compare bench screenshots notebook lint constraints
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
@@ -28,54 +28,46 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(READY) ## the whole pipeline offline, on scikit-learn's digits, in demo/
-	@python -m stages.demo
+	@python -m retrace demo
 
 run: $(READY) ## the real thing: dvc repro, on the dataset that params.yaml names
-	@python -m stages.mend
-	python -m dvc repro
-	@python -m stages.page --stamp
+	@python -m retrace run
 
 test: $(READY) ## the tests
 	python -m pytest --numprocesses 2 --dist loadgroup
 
 servers: $(READY) ## the tests that start PostgreSQL, MLflow's server and a storage (minutes)
 	.venv/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,servers]'
-	RETRACE_SERVERS=1 python -m pytest tests/test_servers.py
+	RETRACE_SERVERS=1 python -m pytest tests/tracking/test_servers.py
 
 cluster: $(READY) ## the tests of a Ray cluster on this machine, which take minutes: pip install .[cluster]
-	RETRACE_CLUSTER=1 python -m pytest tests/test_cluster.py
+	RETRACE_CLUSTER=1 python -m pytest tests/execution/test_cluster.py
 
 sweep: $(READY) ## a sweep of params.yaml, by its NAME; RETRACE_WORKERS and RETRACE_ENGINE say where
-	@python -m stages.sweep $(NAME)
+	@python -m retrace sweep $(NAME)
 
 portability: $(READY) ## the numerical tests and a small pipeline as on other processors (half an hour)
 	RETRACE_PORTABILITY=full python -m pytest --numprocesses 2 tests/test_portability.py
 
 faults: $(READY) ## every fault: kills, full disks, hostile files, mutated parameters (an hour)
-	RETRACE_FAULTS=full python -m pytest -rA tests/faults tests/test_params.py
+	RETRACE_FAULTS=full python -m pytest -rA tests/faults tests/pipeline/test_params.py
 
 track: $(READY) ## publish to MLflow what dvc.lock says (STORE=demo for the demo's)
-	@cd -- "$$STORE" && python -m stages.mend && python -m stages.track
+	@cd -- "$$STORE" && python -m retrace mend && python -m stages.track
 
 ui: $(READY) ## the MLflow UI on localhost (STORE=demo for the demo's runs, PORT=5000)
-	@[[ -f $$STORE/mlflow.db ]] || \
-		{ echo "retrace: $$STORE/mlflow.db is missing; \`make track\` makes it" >&2; exit 2; }
-	@# By a link, since MLflow does not start from a path that holds a %.
-	@link=$$(mktemp -d) && trap 'rm -r "$$link"' EXIT && ln -s "$$PWD/.venv" "$$link/venv" && \
-		cd -- "$$STORE" && MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false "$$link/venv/bin/python" -m \
-		mlflow server --host 127.0.0.1 --port $(PORT) --workers 1 \
-		--backend-store-uri sqlite:///mlflow.db
+	@python -m retrace ui --store "$$STORE" --port $(PORT)
 
 plots: $(READY) ## dvc plots as one page that works offline: dvc_plots/index.html
 	python -m dvc plots show
 
 report: $(READY) ## what people look at, in one file that works offline: metrics/report.html
-	@python -m stages.mend
-	python -m dvc repro page
-	@python -m stages.page --stamp
+	@python -m retrace mend
+	python -m dvc repro report
+	@python -m retrace report
 
 compare: $(READY) ## two Git revisions side by side (A=..., B=...): metrics/compare.html
-	@python -m stages.compare $(A) $(B)
+	@python -m retrace compare $(A) $(B)
 
 bench: $(READY) ## every benchmark, beside what a user would do instead: docs/benchmarks.md
 	@for benchmark in benchmarks/bench_*.py; do \
@@ -85,11 +77,14 @@ bench: $(READY) ## every benchmark, beside what a user would do instead: docs/be
 screenshots: $(READY) ## the README's pictures of pages, by a browser: docs/pictures/
 	@python -m docs.screenshots --store "$$STORE"
 
+notebook: $(READY) ## run docs/library.ipynb again
+	@python -m docs.notebook
+
 lint: $(READY) ## ruff and mypy; bandit where it is installed
 	ruff check .
 	ruff format --check .
 	mypy
-	@if [ -x .venv/bin/bandit ]; then bandit --quiet --recursive --configfile pyproject.toml stages; fi
+	@if [ -x .venv/bin/bandit ]; then bandit --quiet --recursive --configfile pyproject.toml retrace stages; fi
 
 constraints: $(READY) ## pin everything that is installed now
 	.venv/bin/python -m pip freeze --exclude-editable | sed -E 's/^torch @.*|^torch==.*/torch==2.13.0/' > constraints.txt

@@ -13,11 +13,12 @@ from benchmarks.data import read_images
 from benchmarks.timing import alternate, print_table, write_result
 from retrace.methods.decoder_inversion import bounded, gauss_newton
 from retrace.methods.decoder_inversion._decoder import decode, problem_of
-from retrace.pipeline.artifacts import OPTIMA, checkpoint_path, load_checkpoint, read_arrays
+from retrace.pipeline.artifacts import checkpoint_path, load_checkpoint, read_arrays, truth_path
 from retrace.pipeline.command import Refusal, run
-from retrace.pipeline.params import load
-from retrace.problems.optima import PENALTIES
+from retrace.pipeline.params import GIVEN, bind, load
+from retrace.problems.decoder_inversion.observe import PENALTIES
 
+TRUTH = truth_path("decoder_inversion")
 IMAGES = 1000
 ALONE = 6  # images done one at a time by scipy; their rate stands for all
 CLAMP = 0.001
@@ -83,7 +84,7 @@ def compare_bounded(network: nn.Module, observed: Tensor) -> dict[str, Any]:
 def compare_starts(network: nn.Module, observed: Tensor) -> dict[str, Any]:
     """Objective of the two Gauss-Newton runs over the best known from 45 starts, and seconds for
     1,000 images that no code produced."""
-    optima = read_arrays(OPTIMA)["objective"]
+    optima = read_arrays(TRUTH)["objective"]
     matrices, images = problem_of(network, observed, precision="float64")
     mean = network.encode(observed.float())[0].double()  # type: ignore[operator]
     encoded = (decode(matrices, mean) - images).square().mean()
@@ -91,13 +92,13 @@ def compare_starts(network: nn.Module, observed: Tensor) -> dict[str, Any]:
     for name, run_entry in load().runs.items():
         if run_entry.method != "gauss_newton":
             continue
-        settings = run_entry.settings
+        settings = bind(
+            gauss_newton.reconstruct, run_entry.settings, where=f"runs.{name}", given=GIVEN
+        )
         known = PENALTIES.index(settings["penalty"])
         best = torch.from_numpy(optima[known])
         started = time.perf_counter()
-        answer = gauss_newton.reconstruct(
-            network, observed, **settings, callback=lambda step, loss, estimate: None
-        )
+        answer = gauss_newton.reconstruct(network, observed, **settings)
         seconds = time.perf_counter() - started
         codes, residual = answer["estimate"], answer["residual"]
         norms = codes.norm(dim=1)
@@ -143,8 +144,8 @@ def choose_penalty(network: nn.Module, validation: Tensor) -> dict[str, Any]:
 def main() -> None:
     """Compare the bounded solver with scipy's, and Gauss-Newton with the best of 45 starts, on test
     images; show which penalty the validation images choose."""
-    if not checkpoint_path("vae").exists() or not OPTIMA.exists():
-        raise Refusal("the network vae or data/optima.npz is missing; `dvc repro` makes them")
+    if not checkpoint_path("vae").exists() or not TRUTH.exists():
+        raise Refusal(f"the network vae or {TRUTH} is missing; `dvc repro` makes them")
     network, _ = load_checkpoint(checkpoint_path("vae"))
     dataset, images = read_images("test")
     observed = images[:IMAGES].double()

@@ -23,6 +23,7 @@ from retrace.methods.imputation import backpropagation
 from retrace.methods.training_data import kkt
 from retrace.networks.margin import Network as Margin
 from retrace.pipeline.command import run
+from retrace.types import ignore
 
 STEPS = 10  # of either method: time grows with the steps exactly
 BASE = {"images": 100, "masks": 1, "restarts": 1}
@@ -33,10 +34,6 @@ SIZES: dict[str, list[int]] = {
     "candidates": [100, 400, 1600, 3200],
 }
 ROUNDS = 3
-
-
-def no_callback(*_: Any) -> None:
-    """Watch nothing."""
 
 
 def impute(*, images: int, masks: int, restarts: int) -> Callable[[], object]:
@@ -58,14 +55,14 @@ def impute(*, images: int, masks: int, restarts: int) -> Callable[[], object]:
         learning_rate=0.1,
         restarts=restarts,
         seed=0,
-        callback=no_callback,
+        callback=ignore,
     )
 
 
 def attack(*, candidates: int) -> Callable[[], object]:
     """The published attack on a random network of 784, 1,000, 1,000 and 1 units."""
     torch.manual_seed(0)
-    network = Margin(shape=[28, 28], widths=[1000, 1000], first_deviation=0.0001)
+    network = Margin()
     network.eval().requires_grad_(False)
     observed = torch.rand(2, 28, 28)
     return lambda: kkt.reconstruct(
@@ -78,11 +75,6 @@ def attack(*, candidates: int) -> Callable[[], object]:
         multiplier_minimum=0.1,
         sharpness=20.0,
         steps=STEPS,
-        trials=1,
-        search_steps=1,
-        bounds="published",
-        seed=0,
-        callback=no_callback,
     )
 
 

@@ -1,10 +1,9 @@
-"""A step of the KKT attack: gradients written out layer by layer, and double backward.
+"""A step of the KKT attack: ∇f written out layer by layer, and double backward.
 
-Written out, seven large matrix products remain for each pair of hidden layers and five for the
-first layer; autograd has nine and six, with gradients of the weights that nothing uses. In a
-trained network layers have low rank, and products with their factors cost next to nothing
-(`factored`); in a network as it was drawn they do not, and the ratio is what the saved products and
-passes give.
+With ∇f written out, one backward pass through the loss remains, which computes no gradient of the
+weights. In a trained network layers have low rank, and products with their factors cost next to
+nothing (`factored`); in a network as it was drawn they do not, and the ratio is what the saved
+products and passes give.
 """
 
 import copy
@@ -16,32 +15,33 @@ import torch
 from torch import Tensor
 
 from benchmarks.timing import alternate, print_table, write_result
-from retrace.methods.training_data.kkt import factored, homogeneous_layers, value_and_gradients
+from retrace.methods.training_data.kkt import (
+    ModifiedRelu,
+    Setting,
+    Target,
+    factored,
+    homogeneous_layers,
+    unexplained,
+)
 from retrace.networks.margin import Network
 from retrace.pipeline.artifacts import checkpoint_path, load_checkpoint
 from retrace.pipeline.command import run
 
 WIDTHS = [1000, 1000]
 CANDIDATES = 1000
-SHARPNESS = 19.2
-MULTIPLIER_MINIMUM = 0.415
+SETTING = Setting(0.00174, 0.28, multiplier_minimum=0.415, sharpness=19.2)
 ROUNDS = 9
 TRAINED = ("margin_mlp", "margin_100")
 
 
-class ModifiedRelu(torch.autograd.Function):
-    """ReLU whose derivative is σ(αz), as in the authors' code."""
-
-    @staticmethod
-    def forward(context: Any, z: Tensor, sharpness: float) -> Tensor:
-        context.save_for_backward(z)
-        context.sharpness = sharpness
-        return z.relu()
-
-    @staticmethod
-    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        (z,) = context.saved_tensors
-        return gradient * (context.sharpness * z).sigmoid(), None
+def written_out(
+    target: Target, x: Tensor, multipliers: Tensor, signs: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss and gradients of x and the multipliers, as the attack computes them."""
+    variables = x.clone().requires_grad_(), multipliers.clone().requires_grad_()
+    loss = unexplained(target, *variables, signs, SETTING)
+    of_x, of_multipliers = torch.autograd.grad(loss, variables)
+    return loss.detach(), of_x, of_multipliers
 
 
 def double_backward(
@@ -64,14 +64,15 @@ def double_backward(
     x, multipliers = variables
     hidden = x
     for layer in network.layers[:-1]:
-        hidden = ModifiedRelu.apply(layer(hidden), SHARPNESS)
+        z = layer(hidden)
+        hidden = ModifiedRelu.apply(z, (SETTING.sharpness * z).sigmoid())
     outputs = network.layers[-1](hidden).squeeze(1)
     parameters = list(network.parameters())
     gradients = torch.autograd.grad(
         (multipliers * signs * outputs).mean(), parameters, create_graph=True
     )
     loss = (x - 1).relu().square().sum() + (-1 - x).relu().square().sum()
-    loss = loss + 5 * (MULTIPLIER_MINIMUM - multipliers).relu().square().sum()
+    loss = loss + 5 * (SETTING.multiplier_minimum - multipliers).relu().square().sum()
     for parameter, gradient in zip(parameters, gradients, strict=True):
         loss = loss + (parameter.detach() - gradient).square().sum()
     if weights_too:
@@ -113,15 +114,8 @@ def compare(network: Network) -> dict[str, Any]:
     began = time.perf_counter()
     chains = factored(weights)
     factoring = time.perf_counter() - began
-    written_out = partial(
-        value_and_gradients,
-        weights,
-        bias,
-        *point,
-        sharpness=SHARPNESS,
-        multiplier_minimum=MULTIPLIER_MINIMUM,
-        chains=chains,
-    )
+    end = torch.ones_like(network.mean)
+    ours = partial(written_out, Target(weights, bias, chains, -end, end), *point)
     others = {
         "loss.backward()": partial(double_backward, network, *point, weights_too=True),
         "loss.backward(inputs)": partial(double_backward, network, *point, weights_too=False),
@@ -129,12 +123,12 @@ def compare(network: Network) -> dict[str, Any]:
             double_backward, precise, *precise_point, weights_too=True
         ),
     }
-    seconds = alternate({"written out": written_out, **others}, rounds=ROUNDS)
-    ours = written_out()
+    seconds = alternate({"written out": ours, **others}, rounds=ROUNDS)
+    found = ours()
     return {
         "factoring_seconds": factoring,  # once for an attack
         "ranks": [chain[-1].shape[0] if len(chain) > 1 else None for chain in chains],
-        "max_relative_difference": {name: apart(ours, other()) for name, other in others.items()},
+        "max_relative_difference": {name: apart(found, other()) for name, other in others.items()},
         "ratio": {name: seconds[name] / seconds["written out"] for name in others},
         "seconds": seconds,
     }
@@ -142,7 +136,7 @@ def compare(network: Network) -> dict[str, Any]:
 
 def main() -> None:
     """Compare the seconds of one step's loss and gradients on 784-1000-1000-1 with 1,000
-    candidates: written out, and by autograd's double backward, in float32 and in the float64
+    candidates: ∇f written out, and by autograd's double backward, in float32 and in the float64
     that the authors' code computes in; for the pipeline's trained networks and one as drawn."""
     torch.manual_seed(0)
     networks = {"as drawn": Network(shape=[28, 28], widths=WIDTHS, first_deviation=0.03)}

@@ -1,17 +1,13 @@
-"""Training to a KKT point: normalised steps and plain gradient descent, and what a step costs.
+"""Training to a KKT point: normalised steps and plain gradient descent, to the same residual.
 
-Two comparisons on the same network, images and initial weights.
-
-Steps to a stationarity residual. `normalised` runs until its residual is below `TARGET`. Gradient
-descent at a constant rate, ten times the published one (Haim et al. 2022, arXiv 2206.07758, give
-that 10^6 epochs), is *measured* for `DESCENT_STEPS` steps; where it has not got there by then, a
-straight line of the residual over the logarithm of the steps, fitted to the later half of the
-stretch, is *extrapolated*. Where that line does not fall, the stretch itself is a lower bound. The
-residual of the first layer alone is compared too: under the logistic loss the weights grow like a
-power of log(steps), so that the initial weights of the later layers, which normalised steps shrink,
-stay in theta nearly for ever. The attacks read the first layer, which is drawn small.
-
-One step's gradients. Written out layer by layer, and by `loss.backward()`.
+On the same network, images and initial weights. `normalised` runs until its residual is below
+`TARGET`. Gradient descent at a constant rate, ten times the published one (Haim et al. 2022, arXiv
+2206.07758, give that 10^6 epochs), is *measured* for `DESCENT_STEPS` steps; where it has not got
+there by then, a straight line of the residual over the logarithm of the steps, fitted to the later
+half of the stretch, is *extrapolated*. Where that line does not fall, the stretch itself is a lower
+bound. The residual of the first layer alone is compared too: under the logistic loss the weights
+grow like a power of log(steps), so that the initial weights of the later layers, which normalised
+steps shrink, stay in theta nearly for ever. The attacks read the first layer, which is drawn small.
 
 About 2 minutes on two free cores (estimated).
 """
@@ -26,12 +22,12 @@ from typing import Any
 import numpy as np
 import torch
 from scipy.optimize import nnls
-from torch import Tensor, nn
+from torch import Tensor
 
 from benchmarks.data import dataset_name, read_splits
-from benchmarks.timing import alternate, print_table, write_result
+from benchmarks.timing import print_table, write_result
 from retrace.measures.identification import CHOICE
-from retrace.networks.margin import Network, Split, deltas, forward, gradient, training_set
+from retrace.networks.margin import Network, Split, gradient_factors, training_set
 from retrace.pipeline.command import Refusal, run
 from retrace.pipeline.params import bind, load
 
@@ -43,11 +39,6 @@ DESCENT_STEPS = 1500
 DESCENT_REPORT_EVERY = 125
 DESCENT_RATE = 0.1  # constant; published is 0.01, of which ten steps go about as far
 LARGEST_EXPONENT = 300  # of a number of steps that is written out: a float ends at 1e308
-
-STEP_WIDTHS = [1000, 1000]
-STEP_IMAGES = 500
-STEP_DEVIATION = 0.03  # large enough that all three layers' gradients count
-ROUNDS = 21
 
 Trace = list[dict[str, float]]
 
@@ -96,19 +87,16 @@ def first_layer_residual(network: Network, images: Tensor, signs: Tensor) -> flo
         In [0, 1].
     signs : (n,)
     """
-    weights, bias = network.parameters_by_layer()
-    weights, bias = [weight.double() for weight in weights], bias.double()
-    x = (images - network.mean).double()
-    activations, logits = forward(weights, bias, x)
-    steps = deltas(weights, activations, signs.double())[0]
-    gram = (steps @ steps.T) * (x @ x.T + 1)
-    margins = signs.double() * logits
+    network = copy.deepcopy(network).double()
+    shown = images.unflatten(1, network.shape).double()
+    margins, activations, deltas = gradient_factors(network, shown, signs.double())
+    gram = (deltas[0] @ deltas[0].T) * (activations[0] @ activations[0].T + 1)
     values, vectors = torch.linalg.eigh(gram)
     root = values.clamp(min=max(float(values.max()), 1e-30) * 1e-12).sqrt()
     target = (vectors.T @ margins) / root
-    duals, _ = nnls((root[:, None] * vectors.T).numpy(), target.numpy(), maxiter=50 * len(x))
+    duals, _ = nnls((root[:, None] * vectors.T).numpy(), target.numpy(), maxiter=50 * len(images))
     best = torch.from_numpy(duals)
-    square = float(weights[0].square().sum() + bias.square().sum())
+    square = sum(float(part.detach().square().sum()) for part in network.layers[0].parameters())
     left = square - 2 * float(best @ margins) + float(best @ (gram @ best))
     return math.sqrt(max(left, 0.0) / square)
 
@@ -275,85 +263,16 @@ def print_steps(result: dict[str, Any], *, dataset: str) -> None:
     )
 
 
-@torch.no_grad()
-def written_out(weights: list[Tensor], bias: Tensor, x: Tensor, signs: Tensor) -> list[Tensor]:
-    """Gradient of the mean logistic loss as `Network.fit` computes it: weights, then the bias."""
-    activations, logits = forward(weights, bias, x)
-    duals = (-signs * logits).sigmoid() / len(x)
-    return gradient(weights, activations, -duals * signs)
-
-
-def by_autograd(network: Network, images: Tensor, signs: Tensor) -> list[Tensor]:
-    """The same by `loss.backward()`."""
-    network.zero_grad()
-    nn.functional.softplus(-signs * network(images)).mean().backward()
-    gradients = [layer.weight.grad for layer in network.layers]
-    return [*gradients, network.layers[0].bias.grad]  # type: ignore[list-item]
-
-
-def compare_gradients() -> dict[str, Any]:
-    """Seconds of one step's loss gradient, both ways, and how far the gradients are apart."""
-    generator = torch.Generator().manual_seed(0)
-    torch.manual_seed(0)
-    network = Network(shape=[28, 28], widths=STEP_WIDTHS, first_deviation=STEP_DEVIATION)
-    images = torch.rand(STEP_IMAGES, len(network.mean), generator=generator)
-    network.mean.copy_(images.mean(dim=0))
-    signs = torch.ones(STEP_IMAGES)
-    signs[STEP_IMAGES // 2 :] = -1
-    weights, bias = copy.deepcopy(network).parameters_by_layer()
-    ours = partial(written_out, weights, bias, images - network.mean, signs)
-    theirs = partial(by_autograd, network, images, signs)
-    seconds = alternate({"written out": ours, "loss.backward()": theirs}, rounds=ROUNDS)
-    pairs = list(zip(ours(), theirs(), strict=True))
-    return {
-        "max_difference": max(float((a - b).abs().max()) for a, b in pairs),
-        "max_relative_difference": max(
-            float((a - b).abs().max() / b.abs().max()) for a, b in pairs
-        ),
-        "ratio": seconds["loss.backward()"] / seconds["written out"],
-        "rounds": ROUNDS,
-        "seconds": seconds,
-        "sizes": {"images": STEP_IMAGES, "layers": [len(network.mean), *STEP_WIDTHS, 1]},
-    }
-
-
-def print_gradients(result: dict[str, Any]) -> None:
-    """Print what `compare_gradients` found."""
-    layers = "-".join(map(str, result["sizes"]["layers"]))
-    print_table(
-        f"{layers}, {result['sizes']['images']} images: one step's gradients",
-        ["", "ms", "ratio"],
-        [
-            ["written out", f"{1000 * result['seconds']['written out']:.1f}", ""],
-            [
-                "autograd, loss.backward()",
-                f"{1000 * result['seconds']['loss.backward()']:.1f}",
-                f"{result['ratio']:.2f}",
-            ],
-            ["largest difference", "", f"{result['max_difference']:.1e}"],
-            [
-                "relative to the largest entry of its layer",
-                "",
-                f"{result['max_relative_difference']:.1e}",
-            ],
-        ],
-    )
-
-
 def main() -> None:
     """Compare the steps that normalised steps and gradient descent need to the same stationarity
-    residual (gradient descent extrapolated), and the cost of one step's gradients written out and
-    by autograd."""
+    residual (gradient descent extrapolated)."""
     dataset = dataset_name()
-    gradients = compare_gradients()
-    print_gradients(gradients)
     steps = compare_steps()
     print_steps(steps, dataset=dataset)
     write_result(
         "margin",
         {
             "dataset": dataset,
-            "gradients": gradients,
             "network": ENTRY,
             "settings": {
                 "descent_rate": DESCENT_RATE,

@@ -31,14 +31,11 @@ def network_of(
     network.fit(
         (torch.empty(0), torch.empty(0)),
         (torch.empty(0), torch.empty(0)),
-        lambda entry: None,
-        points=100,
         span=span,
         slope=slope,
         offset=offset,
         noise=0.0,
         rank=rank,
-        seed=0,
     )
     return network.eval().requires_grad_(False)
 
@@ -49,9 +46,6 @@ def solved(network: regression.Network, targets: Tensor, **settings: Any) -> Ten
         network,
         torch.empty(0),
         wanted=targets.tolist(),
-        more=0,
-        seed=0,
-        callback=lambda step, loss, x: None,
         **settings,
     )["estimate"]
 
@@ -177,23 +171,20 @@ def main() -> None:
     generator = torch.Generator().manual_seed(0)
     several = vector(torch.rand(TARGETS, 12, generator=generator, dtype=torch.float64))
     rate = 0.5 * affine.bound(vector.weight, targets=None)
-    common: dict[str, Any] = {"loss": "output", "steps": STEPS}
     results = {
         "linear, gradient": compare(
-            partial(solved, linear, start=1.0, solver="gradient", learning_rate=0.5, **common),
+            partial(solved, linear, start=1.0, solver="gradient", learning_rate=0.5, steps=STEPS),
             partial(first_written, linear, start=1.0, rate=0.5),
             torch.linspace(0, 350, TARGETS, dtype=torch.float64)[:, None],
         ),
         # From the middle, where the loop as first written converges too.
         "sigmoid, Gauss-Newton": compare(
-            partial(
-                solved, sigmoid, start=500.0, solver="gauss_newton", learning_rate=1.0, **common
-            ),
+            partial(solved, sigmoid, start=500.0, solver="gauss_newton", steps=STEPS),
             partial(first_written, sigmoid, start=500.0, rate=30000.0),
             torch.linspace(0.2, 0.8, TARGETS, dtype=torch.float64)[:, None],
         ),
         "vector_linear, gradient": compare(
-            partial(solved, vector, start=0.5, solver="gradient", learning_rate=rate, **common),
+            partial(solved, vector, start=0.5, solver="gradient", learning_rate=rate, steps=STEPS),
             partial(first_written, vector, start=0.5, rate=rate),
             several,
         ),

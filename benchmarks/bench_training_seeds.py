@@ -8,9 +8,10 @@ from torch import Tensor, nn
 
 from benchmarks.data import dataset_name, read_splits
 from benchmarks.timing import print_table, write_result
-from retrace.pipeline.command import Refusal, run
+from retrace.networks._training import train
+from retrace.pipeline.command import run
 from retrace.pipeline.params import NetworkEntry, find, load
-from retrace.training import train
+from retrace.types import BadInput
 
 NETWORKS = ("conv_upsampled", "conv_transposed")
 SEEDS = range(5)
@@ -35,7 +36,7 @@ def validation_mse(
     """Validation MSE after training; None when the loss was not finite."""
     history: list[dict[str, float]] = []
     labels = [torch.zeros(len(images), dtype=torch.int64) for images in (training, validation)]
-    with suppress(Refusal):  # of a collapsed network, which is counted here
+    with suppress(BadInput):  # of a collapsed network, which is counted here
         train(
             network,
             (training, labels[0]),

@@ -10,7 +10,7 @@ from typing import Any
 from benchmarks.timing import print_table, write_result
 from retrace.pipeline.command import run
 
-# What `stages` sets by itself, OpenMP's own way, and what it did before: not to spin at all.
+# What `retrace` sets by itself, OpenMP's own way, and what it did before: not to spin at all.
 WAYS: dict[str, dict[str, str]] = {
     "briefly, as here": {},
     "OpenMP's default": {"GOMP_SPINCOUNT": "300000"},
@@ -20,7 +20,7 @@ TURNS = 3
 BUSY = "while True: pass"
 WORK = """
 import json, time
-import stages
+import retrace
 import torch
 torch.manual_seed(0)
 lstm, rows = torch.nn.LSTM(28, 64, batch_first=True), torch.randn(128, 28, 28)

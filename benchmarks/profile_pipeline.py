@@ -4,7 +4,7 @@ import argparse
 import subprocess
 from pathlib import Path
 
-from benchmarks.bench_overhead import by_kind, own_environment, repro, working_seconds
+from benchmarks.bench_overhead import by_kind, timed, working_seconds
 from benchmarks.timing import print_table, write_result
 from retrace.pipeline.command import Refusal, run
 
@@ -17,7 +17,7 @@ def main(folder: Path, log: Path | None) -> None:
     if folder.exists():
         raise Refusal(f"{folder} exists; a folder that does not is expected")
     subprocess.run(["git", "clone", "--quiet", ".", str(folder)], check=True)
-    stages = repro(folder, own_environment(), log=log)
+    stages = timed("retrace run", folder, log=log)
     wall, work = sum(seconds for _, seconds in stages), working_seconds(folder)
     kinds = by_kind(stages)
     print_table(

@@ -118,6 +118,14 @@ def waiting(result: Result) -> Iterator[Row]:
 
 
 def overhead(result: Result) -> Iterator[Row]:
+    ours, others = (result["runs"][way] for way in ("retrace run", "dvc repro"))
+    yield (
+        f"the demo from an empty cache by `retrace run`, {ours['share_of_work']:.0%} of it work",
+        f"{number(ours['wall_seconds'])} s",
+        f"`dvc repro`, {others['share_of_work']:.0%}",
+        f"{number(others['wall_seconds'])} s",
+        others["wall_seconds"] / ours["wall_seconds"],
+    )
     seconds = result["noop_seconds"]
     yield (
         "`dvc repro` with nothing to do",

@@ -3,12 +3,21 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from retrace.commands import trials
 from retrace.networks._training import train
 from retrace.pipeline.command import Refusal
 from retrace.pipeline.device import chosen
-from retrace.pipeline.params import GIVEN, NetworkEntry, Params, bind, find, shown
-from retrace.problems import names, part
+from retrace.pipeline.params import (
+    GIVEN,
+    NetworkEntry,
+    Params,
+    ProblemEntry,
+    RunEntry,
+    bind,
+    find,
+    parse_yaml,
+    shown,
+)
+from retrace.problems import names, needed, part
 
 
 def check_place(folder: Path) -> None:
@@ -40,29 +49,42 @@ def check_all(params: Params) -> None:
     check_runs(params)
 
 
-def check_problems(params: Params) -> None:
-    """Check the sections of problems, and that each has a run and each run's problem a section."""
+def check_problems(params: Params) -> dict[str, ProblemEntry]:
+    """Check the sections of problems, and that each has a run and the networks that it needs; give
+    them with the values that they leave to defaults."""
+    whole = {}
     for name, entry in params.problems.items():
         if name not in names():
             raise Refusal(f"params.yaml: problems.{name}: allowed are {', '.join(names())}")
-        bind(part(name, "observe").observe, entry.settings, where=f"problems.{name}.settings")
+        observe = part(name, "observe").observe
+        settings = bind(observe, entry.settings, where=f"problems.{name}.settings")
+        whole[name] = entry.model_copy(update={"settings": settings})
         if not any(run.problem == name for run in params.runs.values()):
             raise Refusal(f"params.yaml: problems.{name}: no run is of this problem; leave it out")
+        if lacking := needed(name, entry.source) - params.networks.keys():
+            raise Refusal(f"params.yaml: problems.{name} needs the network {min(lacking)}")
+    return whole
 
 
-def check_networks(networks: Mapping[str, NetworkEntry]) -> None:
-    """Check the sections of networks against what their constructors and training take."""
+def check_networks(networks: Mapping[str, NetworkEntry]) -> dict[str, NetworkEntry]:
+    """Check the sections of networks against what their constructors and training take; give them
+    with the values that they leave to defaults."""
+    whole = {}
     for name, network in networks.items():
         where = f"networks.{name}"
         module = find("networks", network.architecture, where=f"{where}.architecture")
-        bind(module.Network.__init__, network.arguments, where=f"{where}.arguments")
+        arguments = bind(module.Network.__init__, network.arguments, where=f"{where}.arguments")
         fit = getattr(module.Network, "fit", train)
         given = () if fit is not train else ("progress",)
-        bind(fit, network.training, where=f"{where}.training", given=given)
+        training = bind(fit, network.training, where=f"{where}.training", given=given)
+        whole[name] = network.model_copy(update={"arguments": arguments, "training": training})
+    return whole
 
 
-def check_runs(params: Params) -> None:
-    """Check the sections of runs, and that the networks that they name are there."""
+def check_runs(params: Params) -> dict[str, RunEntry]:
+    """Check the sections of runs, and that the networks that they name are there; give them with
+    the values that they leave to defaults."""
+    whole = {}
     for name, entry in params.runs.items():
         where = f"runs.{name}"
         if entry.problem not in params.problems:
@@ -76,27 +98,27 @@ def check_runs(params: Params) -> None:
                 f"params.yaml: {where}.network = {shown(entry.network)}: allowed are {allowed}"
             )
         module = find(f"methods.{entry.problem}", entry.method, where=f"{where}.method")
-        bind(module.reconstruct, entry.settings, where=f"{where}.settings", given=GIVEN)
+        settings = bind(module.reconstruct, entry.settings, where=f"{where}.settings", given=GIVEN)
+        whole[name] = entry.model_copy(update={"settings": settings})
+    return whole
 
 
-def check_sweeps(params: Params) -> None:
-    """Check every trial of every sweep as params.yaml itself; of sections that are alike, one.
+def left_over(params: Params, lock: Path = Path("dvc.lock")) -> list[Path]:
+    """Files that dvc.lock says were made for networks and runs that params.yaml has no more.
 
-    Raises
-    ------
-    Refusal
-        On the first thing that is wrong.
+    Whole folders of checkpoints and reconstructions are dependencies of scores: with these files
+    in them, they are not what a clone has. DVC's cache still holds them.
     """
-    for name in params.sweeps:
-        seen: list[object] = []
-        for number, trial in enumerate(trials.sweep_of(params, name).trials):
-            networks = {k: v for k, v in trial.params.networks.items() if v not in seen}
-            seen += networks.values()
-            # The names of networks are looked up, their sections need no second look.
-            entries = trial.params.model_copy(update={"sweeps": {}})
-            try:
-                check_networks(networks)
-                check_runs(entries)
-            except Refusal as refusal:
-                reason = str(refusal).removeprefix("params.yaml: ")
-                raise Refusal(f"params.yaml: sweeps.{name}, trial {number}: {reason}") from None
+    if not lock.exists():
+        return []
+    stages = (parse_yaml(lock.read_bytes(), name=str(lock)) or {}).get("stages", {})
+    known = {*(f"train@{name}" for name in params.networks)}
+    known |= {f"reconstruct@{name}" for name in params.runs}
+    made = [
+        Path(out["path"])
+        for name, stage in stages.items()
+        if name.startswith(("train@", "reconstruct@")) and name not in known
+        for out in stage.get("outs", [])
+    ]
+    kept = {Path(out["path"]) for name in known & stages.keys() for out in stages[name]["outs"]}
+    return [path for path in made if path.is_file() and path not in kept]

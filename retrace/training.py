@@ -63,7 +63,7 @@ def train_network(
     rounded = matmul_precision(device, entry.precision)
     announce(name, rounded, entry.precision)
     started = time.time()
-    data = [tuple(part.to(device) for part in split) for split in (training, validation)]
+    data = [(images.to(device), labels.to(device)) for images, labels in (training, validation)]
     torch.manual_seed(settings.get("seed", 0))
     total = settings.get("epochs", settings.get("steps", 1))
     try:
@@ -79,9 +79,9 @@ def train_network(
                 bar.update(entry["epoch"] - bar.n)
 
             if own:
-                history = network.fit(*data, progress, **settings)
+                history = network.fit(data[0], data[1], progress, **settings)
             else:
-                history = train(network, *data, **settings, progress=progress)
+                history = train(network, data[0], data[1], **settings, progress=progress)
     except BadInput as error:
         sections = {"arguments": arguments, "training": settings}
         raise refused(error, where=where, sections=sections) from None

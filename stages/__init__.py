@@ -1,8 +1,13 @@
 """One short file for each stage of dvc.yaml; what they do is in `retrace`."""
 
+import os
 import sys
 from importlib import import_module
 
-if sys.argv[:1] == ["-m"] and {"-h", "--help"} & set(sys.argv):
-    # By its name, since what only words something is no dependency of what computes.
-    import_module("retrace.commands.help").answer()
+# By their names, since what only words or speeds something is no dependency of what computes.
+if sys.argv[:1] == ["-m"]:  # while Python looks for the module that it is to run
+    if {"-h", "--help"} & set(sys.argv):
+        asked = sys.orig_argv[sys.orig_argv.index("-m") + 1]
+        import_module("retrace.commands.help").answer(asked)
+    elif "RETRACE_WARM" in os.environ:
+        import_module("retrace.warm").hand_over()

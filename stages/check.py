@@ -2,10 +2,11 @@
 
 from pathlib import Path
 
-from retrace.checks import check_all, check_place, check_sweeps
+from retrace.checks import check_all, check_place, left_over
 from retrace.pipeline.artifacts import written_whole
 from retrace.pipeline.command import run
 from retrace.pipeline.params import load
+from retrace.sweeps.trials import check_sweeps
 
 
 def main() -> None:
@@ -14,6 +15,9 @@ def main() -> None:
     params = load()
     check_all(params)
     check_sweeps(params)
+    for path in left_over(params):
+        path.unlink()
+        print(f"{path} belongs to nothing in params.yaml any more and was removed")
     # The same bytes whatever the parameters are, so that no later stage reruns for it.
     with written_whole(Path("data/checked")) as temporary:
         temporary.write_text("params.yaml was checked\n", encoding="utf-8")

@@ -16,7 +16,7 @@ from retrace.pipeline.command import run
 from retrace.pipeline.params import load
 from retrace.problems import Ground, Run, part
 
-IDENTITY = ("dataset", "problem", "method", "network", "settings", "seconds")
+IDENTITY = ("dataset", "problem", "method", "network", "seconds")
 
 
 def main(name: str) -> None:
@@ -26,19 +26,22 @@ def main(name: str) -> None:
     means = partial(means_with_intervals, resamples=scoring.resamples, seed=scoring.seed)
     folder = reconstruction_path(name, "").parent
     records = {path.stem: read_json(path) for path in sorted(folder.glob("*.json"))}
-    scorer = part(name, "score").Scorer(Ground(name, means=means), records)
+    scorer = part(name, "score").Scorer(Ground(name), records, means)
     for run_name, record in records.items():
         arrays = read_arrays(reconstruction_path(name, run_name))
         scores, headline = scorer(Run(run_name, record, arrays))
-        identity = {key: record[key] for key in IDENTITY if key in record}
+        identity = {key: record[key] for key in IDENTITY}
         identity |= {"n": scores["n"], "seed": record["settings"].get("seed", 0)}
-        write_json(metrics_path(name, run_name), identity | scores)
+        settings = {"settings": record["settings"]}
+        write_json(metrics_path(name, run_name), identity | settings | scores)
         write_json(headline_path(name, run_name), identity | headline)
         words = (
             f"{k} {v:.4f}" if isinstance(v, float) else f"{k} {v}" for k, v in headline.items()
         )
         print(f"{run_name}: " + ", ".join(words))
-    write_json(baselines_path(name), scorer.baselines)
+    if scorer.baselines:
+        dataset = next(iter(records.values()))["dataset"]
+        write_json(baselines_path(name), {"dataset": dataset, **scorer.baselines})
 
 
 if __name__ == "__main__":

@@ -4,25 +4,16 @@ import hashlib
 
 import numpy as np
 
-from retrace.data.split import describe_source, read_raw, split
+from retrace.data.split import describe_source, split_raw
 from retrace.pipeline.artifacts import DATASET, split_path, write_arrays, write_json
-from retrace.pipeline.command import Refusal, run
+from retrace.pipeline.command import run
 from retrace.pipeline.params import load
 
 
 def main() -> None:
     """Split data/raw/ into data/train.npz, validation.npz and test.npz; write data/dataset.json."""
     data = load().data
-    raw = read_raw(data.name)
-    parts = split(
-        raw.training, raw.test, validation=raw.validation or data.validation, seed=data.seed
-    )
-    for part, arrays in parts.items():
-        if not len(arrays["images"]):
-            raise Refusal(
-                f"params.yaml: data.validation = {data.validation}: of {len(raw.training[0])} "
-                f"training images none is left for {part}"
-            )
+    parts = split_raw(data)
     sums: dict[str, str] = {}
     for part, arrays in parts.items():
         write_arrays(split_path(part), {**arrays, "dataset": np.array(data.name)})

@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from hypothesis import HealthCheck, settings
 from retrace.data.download import digits
 from retrace.data.split import split
 
-if TYPE_CHECKING:  # what `stages` says of threads that wait is read when torch is imported
+if TYPE_CHECKING:  # what `retrace` says of threads that wait is read when torch is imported
     import torch
 
 # No example is too slow, however busy the machine is, and each run tries the same ones.
@@ -114,6 +115,13 @@ TINY: dict[str, Any] = {
             "random_50": {"kind": "random", "share": 0.5},
         },
     },
+    "problems": {
+        "autoencoding": {"source": "data/dataset.json"},
+        "imputation": {"source": "data/masks.npz"},
+        "training_data": {"source": "data/validation.npz"},
+        "network_inversion": {"source": "models/vae.safetensors"},
+        "decoder_inversion": {"source": "models/vae.safetensors", "settings": {"images": 12}},
+    },
     "runs": {
         "autoencoding-ffnn": {
             "problem": "autoencoding",
@@ -126,6 +134,12 @@ TINY: dict[str, Any] = {
             "method": "fill",
             "network": "gaussian",
             "settings": {"value": "mean"},
+        },
+        "imputation-ridge": {
+            "problem": "imputation",
+            "method": "ridge",
+            "network": "gaussian",
+            "settings": {"penalty": 0.01},
         },
         "imputation-known": {
             "problem": "imputation",
@@ -210,7 +224,7 @@ TINY: dict[str, Any] = {
             },
         },
     },
-    "scoring": {"resamples": 200, "ridge": 0.01, "seed": 0},
+    "scoring": {"resamples": 200, "seed": 0},
 }
 
 
@@ -288,7 +302,7 @@ def make_workspace() -> Callable[[Path], Path]:
         listed = execute(
             "git", "ls-files", "--cached", "--others", "--exclude-standard", cwd=ROOT
         ).stdout.split("\n")
-        kept = ("stages/", ".dvc", ".ci/", "dvc.yaml", "demo.yaml", ".gitignore")
+        kept = ("retrace/", "stages/", ".dvc", ".ci/", "dvc.yaml", "demo.yaml", ".gitignore")
         for name in filter(lambda n: n.startswith(kept), listed):
             target = folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -309,7 +323,7 @@ def finished(
     """A finished pipeline with tiny parameters, which takes a minute to make. Tests that use it
     are in the xdist group "pipeline", so that one process makes it once; they leave it as it is."""
     folder = make_workspace(tmp_path_factory.mktemp("pipeline") / "clone")
-    execute("dvc", "repro", cwd=folder)
+    execute(sys.executable, "-m", "retrace.commands.run", cwd=folder)
     return folder
 
 

@@ -248,7 +248,7 @@ def named_runs() -> dict[str, dict[str, Any]]:
 def lay_out(
     folder: Path, splits: dict[str, dict[str, NDArray[Any]]], params: dict[str, Any]
 ) -> None:
-    """Write what `retrace.training` and `retrace.execution.reconstruction` read, into the working directory.
+    """Write what the stages train and reconstruct read, into the working directory.
 
     Parameters
     ----------
@@ -281,4 +281,7 @@ def lay_out(
         "decoder_inversion": {"observed": images.astype(np.float64)[None]},
     }
     for problem, arrays in observed.items():
-        write_arrays(observed_path(problem), {**arrays, "dataset": np.array("digits")})
+        each = np.array(problem not in ("training_data", "network_inversion"))
+        write_arrays(
+            observed_path(problem), {**arrays, "each": each, "dataset": np.array("digits")}
+        )

@@ -85,34 +85,38 @@ def test_a_second_repro_runs_nothing_and_status_is_clean(finished: Path) -> None
 
 def test_metrics_hold_what_the_contract_says(finished: Path) -> None:
     common = {"dataset", "problem", "method", "network", "n", "seed", "seconds"}
-    scores = json.loads((finished / "metrics/autoencoding-ffnn.json").read_text())
+    scores = json.loads((finished / "metrics/autoencoding/autoencoding-ffnn.json").read_text())
     assert common | INTERVALS | {"mse_over_pca"} <= set(scores)
     assert scores["dataset"] == "digits" and scores["n"] == 257
-    scores = json.loads((finished / "metrics/imputation-known.json").read_text())
+    scores = json.loads((finished / "metrics/imputation/imputation-known.json").read_text())
     assert common <= set(scores) and set(scores["masks"]) == {"bottom", "random_50"}
     for mask in scores["masks"].values():
         expected = INTERVALS | {"mse_over_ridge", "known_residual", "agreement"}
         assert expected <= set(mask)
         assert mask["mse_low"] <= mask["mse"] <= mask["mse_high"]
     for run, candidates in (("sparse_span", range(1, 11)), ("kkt", [10])):
-        scores = json.loads((finished / f"metrics/training_data-{run}.json").read_text())
+        scores = json.loads(
+            (finished / f"metrics/training_data/training_data-{run}.json").read_text()
+        )
         assert common | {"identified", "null_identified", "threshold", "matched"} <= set(scores)
         assert scores["n"] == 8 and scores["candidates"] in candidates
         assert scores["identified_low"] <= scores["identified"] <= scores["identified_high"]
-    scores = json.loads((finished / "metrics/network_inversion-linear.json").read_text())
+    scores = json.loads(
+        (finished / "metrics/network_inversion/network_inversion-linear.json").read_text()
+    )
     assert common | {"relative_error_max", "infeasible"} <= set(scores)
     assert scores["n"] == scores["feasible"] == 4 and scores["reached"] == 1
 
 
 def test_scores_are_what_the_files_give(finished: Path) -> None:
     """MSE over the missing pixels alone, computed again from the files in three lines."""
-    with np.load(finished / "data/reconstructions/imputation-mean.npz") as file:
+    with np.load(finished / "data/reconstructions/imputation/imputation-mean.npz") as file:
         estimate = file["estimate"].astype(np.float64)
     with np.load(finished / "data/observed/imputation.npz") as file:
         observed, masks = file["observed"], file["masks"].tolist()
     with np.load(finished / "data/test.npz") as file:
         truth = file["images"][:12] / 255
-    scores = json.loads((finished / "metrics/imputation-mean.json").read_text())["masks"]
+    scores = json.loads((finished / "metrics/imputation/imputation-mean.json").read_text())["masks"]
     for i, mask in enumerate(masks):
         missing = np.isnan(observed[i])
         errors = ((estimate[i] - truth) ** 2)[missing]
@@ -134,14 +138,16 @@ def test_digits_are_labelled_everywhere(finished: Path) -> None:
 def test_dvc_shows_metrics_that_fit_a_screen(finished: Path) -> None:
     shown = json.loads(execute("dvc", "metrics", "show", "--json", cwd=finished).stdout)
     files = shown[""]["data"]
-    assert set(files) == {f"metrics/headline/{run}.json" for run in TINY["runs"]}
+    assert set(files) == {
+        f"metrics/headline/{entry['problem']}/{run}.json" for run, entry in TINY["runs"].items()
+    }
     assert all(len(entry["data"]) <= 14 for entry in files.values())
 
 
 def test_the_same_parameters_give_the_same_bytes(workspace: Path) -> None:
-    patterns = ("models/*.safetensors", "data/reconstructions/*.npz", "data/observed/*.npz")
+    patterns = ("models/*.safetensors", "data/reconstructions/*/*.npz", "data/observed/*.npz")
     before = digests(workspace, *patterns)
-    stages = ["masks", "train@ffnn", "reconstruct@imputation-known"]
+    stages = ["masks", "train@ffnn", "observe@imputation", "reconstruct@imputation-known"]
     execute("dvc", "repro", "--force", "--single-item", *stages, cwd=workspace)
     assert digests(workspace, *patterns) == before
 
@@ -153,19 +159,13 @@ def test_only_what_depends_on_a_change_runs_and_back_comes_from_the_cache(
     settings = "runs/imputation-known/settings"
     write_params(workspace, changed(settings, steps=6))
     did = ran(execute("dvc", "repro", cwd=workspace))
-    assert [stage for stage in did if stage != "summary"] == [  # it may name other runs
-        "check",
-        "reconstruct@imputation-known",
-        "score@imputation-known",
-        "report",
-        "page",
-        "track",
-    ]
+    follows = ["reconstruct@imputation-known", "score@imputation", "report", "track"]
+    assert did == ["check", *follows]
     write_params(workspace, TINY)
     again = ran(execute("dvc", "repro", cwd=workspace))
     # What DVC's run cache cannot hold runs again: stages with outputs that are neither cached nor
     # `metrics` (the JSON files in Git), and `track`, which has no output. It finds all runs there.
-    assert set(again) <= {"check", "score@imputation-known", "report", "summary", "track"}
+    assert set(again) <= {"check", "score@imputation", "report", "track"}
     assert "M" not in execute("git", "status", "--short", "metrics", cwd=workspace).stdout
     assert len(runs_of(workspace)) == ALL + 1
 
@@ -173,7 +173,9 @@ def test_only_what_depends_on_a_change_runs_and_back_comes_from_the_cache(
 def test_one_run_for_each_network_and_reconstruction(finished: Path) -> None:
     runs = {run["name"]: run for run in runs_of(finished)}
     networks = {"gaussian", "classifier", "ffnn", "margin", "linear", "vae"}
-    assert set(runs) == networks | {"ffnn", "mean", "known", "sparse_span", "kkt", "gauss_newton"}
+    assert set(runs) == networks | {
+        *("ffnn", "mean", "ridge", "known", "sparse_span", "kkt", "gauss_newton")
+    }
     everything = runs_of(finished)
     assert len(everything) == ALL and all(run["status"] == "FINISHED" for run in everything)
     for run in everything:
@@ -312,7 +314,9 @@ def test_an_unreachable_server_harms_no_result(workspace: Path) -> None:
     lines = [line for line in result.stderr.splitlines() if line.startswith("retrace:")]
     assert len(lines) == 1 and server in lines[0] and "make track" in lines[0]
     assert "Traceback" not in result.stderr
-    headline = json.loads((workspace / "metrics/headline/imputation-mean.json").read_text())
+    headline = json.loads(
+        (workspace / "metrics/headline/imputation/imputation-mean.json").read_text()
+    )
     assert headline["mse"] > 0
     assert ran(execute("dvc", "repro", cwd=workspace)) == ["track"]
     assert len(runs_of(workspace)) == ALL + 1
@@ -337,16 +341,21 @@ def test_a_checkpoint_of_another_architecture_is_one_line(workspace: Path) -> No
     path.unlink()  # a link into the cache, perhaps
     shutil.copyfile(workspace / "models/classifier.safetensors", path)
     command = (sys.executable, "-m", "stages.reconstruct", "imputation-known")
-    old = digests(workspace, "data/reconstructions/*")
+    old = digests(workspace, "data/reconstructions/*/*")
     result = execute(*command, cwd=workspace, check=False)
     assert result.returncode == 2
     assert result.stderr.count("\n") == 1
     assert result.stderr.startswith("retrace: ") and "'classifier'" in result.stderr
-    assert digests(workspace, "data/reconstructions/*") == old
+    assert digests(workspace, "data/reconstructions/*/*") == old
 
 
 def test_an_unknown_name_lists_what_there_is(finished: Path) -> None:
-    for module, known in (("train", "gaussian"), ("reconstruct", "imputation-known")):
+    for module, known in (
+        ("train", "gaussian"),
+        ("reconstruct", "imputation-known"),
+        ("observe", "imputation"),
+        ("score", "imputation"),
+    ):
         result = execute(
             sys.executable, "-m", f"stages.{module}", "nonsense", cwd=finished, check=False
         )
@@ -397,9 +406,9 @@ def test_ctrl_c_leaves_nothing_half_written_and_the_next_repro_carries_on(
 def test_a_full_disk_is_one_line_and_the_old_result_stays(workspace: Path) -> None:
     inside = (
         "set -e; mkdir -p full; mount -t tmpfs -o size=64k none full;"
-        "cp metrics/imputation-mean.json metrics/baselines.json full/; mount --bind full metrics;"
+        "cp -r metrics/imputation full/; mount --bind full metrics;"
         "dd if=/dev/zero of=metrics/ballast bs=1k count=200 2>/dev/null || true;"
-        f"{sys.executable} -m stages.score imputation-known; code=$?; ls -A metrics; exit $code"
+        f"{sys.executable} -m stages.score imputation; code=$?; ls -A metrics; exit $code"
     ).replace("set -e;", "")
     result = execute(
         "unshare",
@@ -416,5 +425,25 @@ def test_a_full_disk_is_one_line_and_the_old_result_stays(workspace: Path) -> No
         pytest.skip(f"no mount namespace here: {result.stderr.strip()}")
     assert result.returncode == 2, result.stderr
     assert result.stderr.startswith("retrace: the disk is full")
-    names = ["ballast", "baselines.json", "imputation-mean.json"]
-    assert sorted(result.stdout.split()) == names
+    assert sorted(result.stdout.split()[-2:]) == ["ballast", "imputation"]
+
+
+def test_what_params_yaml_has_no_more_leaves_no_trace_in_a_clone(
+    workspace: Path, tmp_path: Path
+) -> None:
+    """Scores depend on whole folders: a file of a run that is gone would make them another one."""
+    own = workspace / "models/own.safetensors"  # of the user, and not ours to remove
+    own.write_bytes(b"mine")
+    params = copy.deepcopy(TINY)
+    del params["runs"]["imputation-mean"]
+    write_params(workspace, params)
+    did = ran(execute("dvc", "repro", cwd=workspace))
+    assert "score@imputation" in did and not any(name.startswith("reconstruct") for name in did)
+    assert not list(workspace.glob("*/**/imputation-mean.*")) and own.exists()
+    own.unlink()
+    execute("dvc", "repro", cwd=workspace)
+    commit(workspace)
+    clone = tmp_path / "clone"
+    execute("git", "clone", "--quiet", str(workspace), str(clone), cwd=tmp_path)
+    shutil.copytree(workspace / ".dvc/cache", clone / ".dvc/cache")
+    assert not ran(execute("dvc", "repro", cwd=clone))

@@ -79,7 +79,7 @@ def means(folder: Path) -> dict[str, float]:
             elif key in MEANS:
                 found[f"{where} {key}"] = value
 
-    for path in sorted(folder.glob("*.json")):
+    for path in sorted(folder.glob("*/*.json")):
         look(read_json(path), path.stem)
     return found
 

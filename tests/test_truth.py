@@ -14,7 +14,7 @@ import yaml
 from conftest import ROOT, TINY, execute, write_params
 from numpy.typing import NDArray
 
-from retrace.pipeline.artifacts import CODES, OPTIMA, RAW, split_path, write_arrays
+from retrace.pipeline.artifacts import RAW, split_path, truth_path, write_arrays
 
 RECONSTRUCT = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]["reconstruct"]["do"]
 # Every Python imports it at its start, an engine's workers too, and none can take a hook off again.
@@ -33,7 +33,7 @@ def guard(event, arguments):
             check(os.path.relpath(file, FOLDER))
 
 def check(path):
-    if path.startswith((os.pardir, "stages" + os.sep)):
+    if path.startswith((os.pardir, "retrace" + os.sep, "stages" + os.sep)):
         return
     # A file that is written whole has another name until it is.
     path = re.sub(r"(^|/)\\.([^/]*)\\.[^./]+\\.part$", r"\\1\\2", path)
@@ -80,7 +80,8 @@ def reconstruct(network, observed, *, paths: list[str], worker: bool, callback):
 """
 TRUTH = [
     *(str(split_path(split)) for split in ("train", "validation", "test")),
-    *(str(path) for path in (CODES, OPTIMA, RAW / "images")),
+    *(str(truth_path(problem)) for problem in ("imputation", "decoder_inversion")),
+    str(RAW / "images"),
     # To one problem what another observes is the truth.
     *(f"data/observed/{problem}.npz" for problem in ("autoencoding", "decoder_inversion")),
 ]
@@ -123,7 +124,8 @@ def folder(
     """Networks, observations and the truth, and code of its own to add a method to."""
     copy = shutil.copytree(small_networks, tmp_path / "folder")
     ignored = shutil.ignore_patterns("__pycache__")
-    shutil.copytree(ROOT / "stages", copy / "stages", ignore=ignored)
+    for name in ("retrace", "stages"):
+        shutil.copytree(ROOT / name, copy / name, ignore=ignored)
     dataset = np.array("digits")
     for path in TRUTH:
         if not (copy / path).exists():
@@ -132,7 +134,7 @@ def folder(
 
 
 def test_no_stage_of_reconstruction_depends_on_more_than_its_observations() -> None:
-    data = [dep for dep in RECONSTRUCT["deps"] if not dep.startswith("stages/")]
+    data = [dep for dep in RECONSTRUCT["deps"] if dep.startswith(("data/", "models/"))]
     assert data == ["data/observed/${item.problem}.npz", "models/${item.network}.safetensors"]
 
 

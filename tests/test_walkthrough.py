@@ -41,7 +41,7 @@ def test_the_method_of_the_walkthrough_works(
     write_params(folder, params)
     execute(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", test, cwd=folder)
     execute("dvc", "repro", "reconstruct@imputation-diffusion", cwd=folder)
-    with np.load(folder / "data/reconstructions/imputation-diffusion.npz") as file:
+    with np.load(folder / "data/reconstructions/imputation/imputation-diffusion.npz") as file:
         estimate, history = file["estimate"], file["loss"]
     with np.load(folder / "data/observed/imputation.npz") as file:
         observed = file["observed"]

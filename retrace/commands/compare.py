@@ -7,15 +7,20 @@ lacks is said on the page. The code is today's for both states, so that both are
 
 import argparse
 import hashlib
+import os
+import re
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import chdir
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from retrace.git import committed, git
 from retrace.pipeline.command import Refusal, run
 from retrace.pipeline.params import parse_yaml, shown
+from retrace.problems.sections import ordered, section_of, show_of
+from retrace.report import charts, pictures
 from retrace.report.model import (
     Block,
     Case,
@@ -23,6 +28,7 @@ from retrace.report.model import (
     Chart,
     Column,
     Gallery,
+    Row,
     Section,
     State,
     Steps,
@@ -31,7 +37,6 @@ from retrace.report.model import (
     Table,
 )
 from retrace.report.page import (
-    PROBLEMS,
     dataset_facts,
     machine,
     rendered,
@@ -39,13 +44,14 @@ from retrace.report.page import (
     versions,
     write_page,
 )
-from retrace.tracking.git import committed, git
+from retrace.report.pictures import Colours
 
 COMPARISON = Path("metrics/compare.html")
 NAMES = ("A", "B")
 SAME_IMAGES = ("data/test.npz", "data/train.npz", "data/observed/imputation.npz")
-NOT_DRAWN = ("data/raw", "data/checked", "metrics/page.html")
+METRICS = re.compile(r"metrics/(headline/)?\w+/[^/]+\.json$")
 Part = TypeVar("Part")
+Merged = TypeVar("Merged")
 
 
 def shown_at(revision: str, path: str) -> bytes:
@@ -147,26 +153,24 @@ def laid_out(revision: str, folder: Path, cache: Path) -> LaidOut:
             f"{revision}: dvc.lock or params.yaml cannot be read ({error!r:.160})"
         ) from None
     folder.mkdir()
-    missing, sums = [], []
+    sums = []
     for out in (out for stage in stages.values() for out in stage.get("outs", [])):
         path, digest = str(out["path"]), str(out.get("md5", ""))
-        if path in NOT_DRAWN or path.startswith("metrics/report"):
-            continue
         if path in SAME_IMAGES:
             sums.append(f"{path} {digest}")
-        target = folder / path
         source = cache / digest[:2] / digest[2:]
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if path.startswith("metrics/"):
-            try:
-                target.write_bytes(shown_at(revision, path))
-            except Refusal as refusal:
-                missing.append(str(refusal))
-        elif len(digest) > 2 and source.is_file():
+        if len(digest) > 2 and source.is_file():
+            target = folder / path
+            target.parent.mkdir(parents=True, exist_ok=True)
             target.symlink_to(source.resolve())
+    listed = git("ls-tree", "-r", "-z", "--name-only", revision, "metrics/")
+    for path in filter(METRICS.match, os.fsdecode(listed).split("\0")):
+        target = folder / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(shown_at(revision, path))
     # Runs that dvc.lock remembers and params.yaml no longer names are not shown.
     name = params.get("data", {}).get("name", "unknown")
-    state = State(runs, networks, scoring, name, forgiving=True, missing=missing)
+    state = State(runs, networks, scoring, name, forgiving=True)
     return LaidOut(state, sums, params)
 
 
@@ -189,88 +193,103 @@ def change_of(before: Cell, after: Cell, column: Column) -> Cell:
     return replace(after, before=before, change=change, amount=amount)
 
 
-def paired(
-    before: Sequence[Part], after: Sequence[Part], *, key: Callable[[Part], Any]
-) -> list[tuple[Part | None, Part | None]]:
-    """Parts of both states with the same key; those of one alone at the end."""
-    first = {key(part): part for part in before}
-    second = {key(part): part for part in after}
-    both: list[tuple[Part | None, Part | None]] = [(first.get(k), p) for k, p in second.items()]
-    return both + [(part, None) for k, part in first.items() if k not in second]
+def merged(
+    before: Iterable[Part],
+    after: Iterable[Part],
+    *,
+    key: Callable[[Part], Any],
+    both: Callable[[Part, Part], Merged],
+    alone: Callable[[Part, str], Merged],
+) -> list[Merged]:
+    """What becomes of parts of both states with the same key, and of those of one; those of the
+    first state alone at the end."""
+    first, second = ({key(part): part for part in parts} for parts in (before, after))
+    found = [both(first[k], p) if k in first else alone(p, NAMES[1]) for k, p in second.items()]
+    return found + [alone(part, NAMES[0]) for k, part in first.items() if k not in second]
 
 
 def tables(before: Table, after: Table) -> Table:
     """Rows of both, the cells of equal columns compared."""
     places = {column.label: i for i, column in enumerate(before.columns)}
-    rows = []
-    for old, new in paired(before.rows, after.rows, key=lambda row: row.label):
-        if new is None:
-            assert old is not None
-            cells = [
-                old.cells[places[c.label]] if c.label in places else Cell() for c in after.columns
-            ]
-            rows.append(replace(old, cells=cells, only=NAMES[0]))
-        elif old is None:
-            rows.append(replace(new, only=NAMES[1]))
-        else:
-            cells = [
-                change_of(old.cells[places[c.label]], cell, c) if c.label in places else cell
-                for c, cell in zip(after.columns, new.cells, strict=True)
-            ]
-            rows.append(replace(new, cells=cells))
+
+    def former(row: Row) -> list[Cell | None]:
+        return [row.cells[places[c.label]] if c.label in places else None for c in after.columns]
+
+    def both(old: Row, new: Row) -> Row:
+        cells = [
+            change_of(cell, found, column) if cell else found
+            for cell, found, column in zip(former(old), new.cells, after.columns, strict=True)
+        ]
+        return replace(new, cells=cells)
+
+    def alone(row: Row, name: str) -> Row:
+        if name == NAMES[0]:
+            row = replace(row, cells=[cell or Cell() for cell in former(row)])
+        return replace(row, only=name)
+
+    rows = merged(before.rows, after.rows, key=lambda row: row.label, both=both, alone=alone)
     return replace(after, rows=rows)
 
 
-def strips_of(before: Sequence[Strip], after: Sequence[Strip]) -> list[Strip]:
-    """Strips of both: one where they are the same picture, otherwise one above the other."""
-    found = []
-    for old, new in paired(before, after, key=lambda strip: strip.label):
-        if new is None:
-            assert old is not None
-            found.append(replace(old, note=f"only in {NAMES[0]}"))
-        elif old is None:
-            found.append(replace(new, note=f"only in {NAMES[1]}"))
-        elif (old.picture, old.error) == (new.picture, new.error):
-            found.append(new)
-        else:
-            note = f"{old.note} → {new.note}" if old.note and new.note else new.note
-            found.append(replace(new, before=old, note=note))
-    return found
+def strips_of(
+    before: Iterable[Strip], after: Iterable[Strip], *, errors: Colours = "heat"
+) -> list[Strip]:
+    """Strips of both: one where they look the same, otherwise one above the other."""
+
+    def looks(strip: Strip) -> list[str]:
+        error = [] if strip.error is None else [pictures.address(strip.error, errors)]
+        return [pictures.address(strip.images, strip.colours), *error]
+
+    def both(old: Strip, new: Strip) -> Strip:
+        if looks(old) == looks(new):
+            return new
+        note = f"{old.note} → {new.note}" if old.note and new.note else new.note
+        return replace(new, before=old, note=note)
+
+    def alone(strip: Strip, name: str) -> Strip:
+        return replace(strip, note=f"only in {name}")
+
+    return merged(before, after, key=lambda strip: strip.label, both=both, alone=alone)
 
 
 def galleries(before: Gallery, after: Gallery) -> Gallery:
-    groups: dict[str, Sequence[Case]] = {}
-    for name in dict.fromkeys([*after.groups, *before.groups]):
-        cases = []
-        pairs = paired(
-            before.groups.get(name, []), after.groups.get(name, []), key=lambda case: case.name
-        )
-        for old, new in pairs:
-            found = strips_of(old.strips if old else [], new.strips if new else [])
-            whole = new or old
-            assert whole is not None
-            cases.append(Case(whole.name, whole.note, found))
-        groups[name] = cases
+    def both(old: Case, new: Case) -> Case:
+        return replace(new, strips=strips_of(old.strips, new.strips, errors=after.errors))
+
+    def alone(case: Case, name: str) -> Case:
+        return replace(case, strips=[replace(s, note=f"only in {name}") for s in case.strips])
+
+    names = dict.fromkeys([*after.groups, *before.groups])
+    groups = {}
+    for name in names:
+        cases = (gallery.groups.get(name, ()) for gallery in (before, after))
+        groups[name] = merged(*cases, key=lambda case: case.name, both=both, alone=alone)
     return replace(after, groups=groups)
 
 
-def blocks_of(old: Block | None, new: Block | None) -> list[Block]:
+def named(block: Block, name: str) -> list[Block]:
+    """A block of one state."""
+    return [replace(block, title=f"{block.title} ({name})")]
+
+
+def blocks_of(old: Block, new: Block) -> list[Block]:
     """A block of both states; where they cannot be laid over each other, each with its name."""
-    apart = isinstance(old, Steps) and isinstance(new, Steps) and old.captions != new.captions
-    if old is None or new is None or apart:
-        return [
-            replace(block, title=f"{block.title} ({name})")
-            for name, block in zip(NAMES, (old, new), strict=True)
-            if block is not None
-        ]
     if isinstance(old, Table) and isinstance(new, Table):
         return [tables(old, new)]
     if isinstance(old, Gallery) and isinstance(new, Gallery):
         return [galleries(old, new)]
-    if isinstance(old, Steps) and isinstance(new, Steps):
-        return [replace(new, strips=strips_of(old.strips, new.strips))]
-    assert isinstance(old, Chart) and isinstance(new, Chart)
-    return [new if old.svg == new.svg else replace(new, before=old.svg)]
+    if isinstance(old, Chart) and isinstance(new, Chart):
+        same = charts.svg(old, name="") == charts.svg(new, name="")
+        return [new if same else replace(new, before=old)]
+    assert isinstance(old, Steps) and isinstance(new, Steps)
+    if captions_of(old) != captions_of(new):
+        return named(old, NAMES[0]) + named(new, NAMES[1])
+    return [replace(new, strips=strips_of(old.strips, new.strips))]
+
+
+def captions_of(steps: Steps) -> list[Sequence[str]]:
+    """What stands above the columns: only where it is the same are steps laid over each other."""
+    return [strip.captions for strip in steps.strips]
 
 
 def summaries(old: Summary | None, new: Summary | None) -> Summary | None:
@@ -285,10 +304,13 @@ def joined(before: Sequence[Section], after: Sequence[Section]) -> list[Section]
     """Sections of two states as those of one page."""
     found = []
     for old, new in zip(before, after, strict=True):
-        pairs = paired(
-            old.blocks, new.blocks, key=lambda block: (type(block).__name__, block.title)
+        parts = merged(
+            *(part.blocks for part in (old, new)),
+            key=lambda block: (type(block), block.title),
+            both=blocks_of,
+            alone=named,
         )
-        blocks = [block for pair in pairs for block in blocks_of(*pair)]
+        blocks = [block for part in parts for block in part]
         found.append(replace(new, summary=summaries(old.summary, new.summary), blocks=blocks))
     return found
 
@@ -296,26 +318,22 @@ def joined(before: Sequence[Section], after: Sequence[Section]) -> list[Section]
 def drawn(folder: Path, state: State) -> tuple[list[Section], dict[str, str], dict[str, float]]:
     """Sections, facts about the dataset and seconds by stage of a state laid out in a folder."""
     with chdir(folder):  # paths of artifacts are relative
-        try:
+        facts = {"dataset": f"{state.dataset}: its description is not in DVC's cache"}
+        with state.noting():
             facts = dict(dataset_facts())
-        except Refusal as refusal:
-            state.lacks(refusal)
-            facts = {"dataset": f"{state.dataset}: its description is not in DVC's cache"}
-        parts = [section_of(problem, state) for problem in PROBLEMS]
+        parts = [attempted(problem, state) for problem in ordered()]
         return parts, facts, dict(stage_seconds(state))
 
 
-def section_of(problem: Any, state: State) -> Section:
+def attempted(problem: str, state: State) -> Section:
     """A problem's section; without content, and with a note, where today's code cannot read what
     a revision has."""
     try:
-        found: Section = problem.section(state)
+        return section_of(problem, state)
     except (Refusal, KeyError, IndexError, ValueError) as error:
-        state.missing.append(
-            f"{problem.TITLE}: today's code cannot read its files ({error!r:.120})"
-        )
-        return Section(problem.PROBLEM, problem.TITLE, problem.LEAD, None, [])
-    return found
+        show = show_of(problem)
+        state.missing.append(f"{show.TITLE}: today's code cannot read its files ({error!r:.120})")
+        return Section(problem, show.TITLE, show.LEAD)
 
 
 def main(a: str, b: str) -> None:
@@ -348,11 +366,11 @@ def main(a: str, b: str) -> None:
         states=(f"{a} ({commits['A'][:7]})", f"{b} ({commits['B'][:7]})"),
         missing=missing,
         parameters=differences(first.params, second.params),
-        stamp=False,
     )
     write_page(COMPARISON, text)
     lacking = sum(len(lines) for lines in missing.values())
-    print(f"The comparison is {COMPARISON.resolve()} ({COMPARISON.stat().st_size / 1e6:.1f} MB)")
+    size = COMPARISON.stat().st_size / 1e6
+    print(f"The comparison is {COMPARISON.resolve().as_uri()} ({size:.1f} MB)")
     if lacking:
         print(
             f"{lacking} things could not be shown; the page says which (`dvc fetch` may bring them)"

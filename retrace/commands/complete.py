@@ -4,24 +4,23 @@ Not a stage of the pipeline: it reads the pipeline's checkpoints and writes wher
 """
 
 import argparse
-import inspect
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
-from torch import Tensor
 
 from retrace.data.conversion import Converted, convert, luminance, read_image
 from retrace.data.masks import missing_pixels
 from retrace.pipeline.artifacts import checkpoint_path, load_checkpoint, written_whole
 from retrace.pipeline.command import Refusal, complain, one_line, run
-from retrace.pipeline.params import GIVEN, SIDE, Params, bind, find, load
-from retrace.report.pictures import BACKGROUND, INK, completed, mosaic
+from retrace.pipeline.params import GIVEN, Params, bind, find, load, refused
+from retrace.problems.imputation.complete import Completion, complete
+from retrace.report.pictures import BACKGROUND, INK, mosaic
+from retrace.types import SIDE, BadInput
 
 PROBLEM = "imputation"
 PREFERRED = ("combined", "ridge")  # the default method: the first that params.yaml has
@@ -31,34 +30,6 @@ SHOWN_SAMPLES = 6
 MARGIN, TEXT = 8, 13  # pixels
 
 Panel = tuple[str, Image.Image]
-
-
-class Completion(NamedTuple):
-    """What a method makes of one image.
-
-    Attributes
-    ----------
-    image : (28, 28)
-        The known pixels, and the estimate in the missing ones, in [0, 1].
-    samples : (K, 28, 28)
-        Plausible completions, likewise; K is 0 where the method gives none.
-    deviation : (28, 28) or None
-        Standard deviation of each missing pixel, 0 where known.
-    """
-
-    image: NDArray[Any]
-    samples: NDArray[Any]
-    deviation: NDArray[Any] | None
-
-
-class NoMemory:
-    """Keeps nothing of an interrupted method: what lies outside the pipeline starts anew."""
-
-    def load(self) -> dict[str, Any]:
-        return {}
-
-    def save(self, arrays: dict[str, Any]) -> None:
-        pass
 
 
 def methods_of(params: Params) -> list[str]:
@@ -117,59 +88,36 @@ def mask_of(name: str, params: Params) -> NDArray[np.bool_]:
     return hidden
 
 
-def complete(observed: Tensor, *, method: str, params: Params) -> Completion:
+def completed_by(name: str, observed: NDArray[Any], params: Params) -> Completion:
     """Fill the missing pixels of one image by a run of params.yaml.
 
     Parameters
     ----------
+    name : str
+        Short name of an imputation run.
     observed : (28, 28) float32
         NaN where a pixel is missing.
-    method : str
-        Short name of an imputation run.
 
     Raises
     ------
     Refusal
-        When there is no such run, its network is not trained, or the estimate is not finite.
+        When there is no such run, its network is not trained, or its method refuses the image.
     """
     known = methods_of(params)
-    if method not in known:
-        raise Refusal(f"--method {method}: allowed are {', '.join(known)}")
-    entry = params.runs[f"{PROBLEM}-{method}"]
-    where = f"runs.{PROBLEM}-{method}"
-    function = find(f"methods.{PROBLEM}", entry.method, where=f"{where}.method").reconstruct
-    settings = bind(function, entry.settings, where=f"{where}.settings", given=GIVEN)
+    if name not in known:
+        raise Refusal(f"--method {name}: allowed are {', '.join(known)}")
+    where = f"runs.{PROBLEM}-{name}"
+    entry = params.runs[f"{PROBLEM}-{name}"]
+    method = find(f"methods.{PROBLEM}", entry.method, where=f"{where}.method").reconstruct
+    settings = bind(method, entry.settings, where=f"{where}.settings", given=GIVEN)
     path = checkpoint_path(entry.network)
     if not path.exists():
         raise Refusal(f"{path} is missing; `dvc repro train@{entry.network}` makes it")
     network, _ = load_checkpoint(path)
-    given: dict[str, Any] = {"callback": lambda step, loss, estimate: None, "memory": NoMemory()}
-    taken = inspect.signature(function).parameters
-    answer = function(
-        network,
-        observed[None],
-        **settings,
-        **{key: value for key, value in given.items() if key in taken},
-    )
-    answers: Mapping[str, Tensor] = answer if isinstance(answer, dict) else {"estimate": answer}
-    if not all(bool(torch.isfinite(value).all()) for value in answers.values()):
-        raise Refusal(f"{where}: the estimate is not finite; another --method may do")
-    visible = observed.numpy()
-
-    def pixels(key: str) -> NDArray[Any]:
-        values = answers[key][0].numpy()
-        # Samples may come in bytes, which are a quarter of the size.
-        return values / 255 if values.dtype == np.uint8 else values
-
-    return Completion(
-        image=completed(pixels("estimate"), visible),
-        samples=completed(pixels("samples"), visible)
-        if "samples" in answers
-        else np.zeros((0, SIDE, SIDE)),
-        deviation=np.where(np.isnan(visible), pixels("deviation"), 0.0)
-        if "deviation" in answers
-        else None,
-    )
+    try:
+        return complete(observed, method=method, network=network, **settings)
+    except BadInput as error:
+        raise refused(error, where=where, sections={"settings": settings}) from None
 
 
 def draw(
@@ -183,19 +131,16 @@ def draw(
         ("original file", original),
         ("what the network saw", _panel(seen)),
         ("hidden (blue)", _panel(observed)),
-        ("completed", _panel(completion.image)),
+        ("completed", _panel(completion.image.numpy())),
     ]
     if completion.deviation is not None:
-        largest = float(completion.deviation.max())
-        first.append(
-            (f"uncertainty (white: {largest:.2f})", _panel(completion.deviation / (largest or 1)))
-        )
+        deviation = completion.deviation.numpy()
+        largest = float(deviation.max())
+        first.append((f"uncertainty (white: {largest:.2f})", _panel(deviation / (largest or 1))))
     rows = [first]
-    samples = completion.samples[:SHOWN_SAMPLES]
-    if len(samples):
-        rows.append(
-            [(f"plausible {i}", _panel(sample)) for i, sample in enumerate(samples, start=1)]
-        )
+    if completion.samples is not None:
+        samples = completion.samples[:SHOWN_SAMPLES].numpy()
+        rows.append([(f"plausible {i}", _panel(x)) for i, x in enumerate(samples, start=1)])
     return _laid_out(rows, title=title)
 
 
@@ -264,12 +209,13 @@ def main(image: Path, mask: str, method: str | None, out: Path) -> None:
     converted = convert(image)
     seen = converted.image.astype(np.float32) / 255
     observed = np.where(hidden, np.float32(np.nan), seen)
-    completion = complete(torch.from_numpy(observed), method=chosen, params=params)
-    error = float(((completion.image - seen)[hidden] ** 2).mean())
+    completion = completed_by(chosen, observed, params)
+    image_28 = completion.image.numpy()
+    error = float(((image_28 - seen)[hidden] ** 2).mean())
     mask_name = one_line(Path(mask).name)  # a font draws no bytes that are no UTF-8
     title = f"mask {mask_name}, method {chosen}, mean squared error where hidden {error:.4f}"
     sheet = draw(converted, observed, completion, title=title)
-    write_picture(small, Image.fromarray(np.rint(completion.image * 255).astype(np.uint8)))
+    write_picture(small, Image.fromarray(np.rint(image_28 * 255).astype(np.uint8)))
     write_picture(out, sheet)
     steps = [
         "scaled to 20 x 20 and centred by mass in 28 x 28" if converted.framed else "kept 28 x 28",
@@ -279,7 +225,7 @@ def main(image: Path, mask: str, method: str | None, out: Path) -> None:
     if converted.doubts:
         complain(f"{image}: look at what the network saw: {', '.join(converted.doubts)}")
     print(f"{title} ({int(hidden.sum())} of {hidden.size} pixels)")
-    if not len(completion.samples):
+    if completion.samples is None:
         print(f"{chosen} gives one completion, no further plausible ones")
     print(f"{out}: the sheet; {small}: the completed image")
 

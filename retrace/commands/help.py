@@ -1,8 +1,7 @@
-"""`--help` of a command without its imports: torch alone takes seconds.
+"""`--help` of a command or a stage without its imports: torch alone takes seconds.
 
-While Python looks for the module that ``python -m`` names, `sys.argv` begins with "-m". The text is
-read from that module's source: the docstring of `main`, what `run` is called with, and the function
-that adds arguments, which may use constants of the module that are written out.
+The text is read from the module's source: the docstring of `main`, what `run` is called with, and
+the function that adds arguments, which may use constants of the module that are written out.
 """
 
 import argparse
@@ -13,17 +12,16 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from retrace.pipeline.command import escape_unprintable, parser_of
+from retrace.pipeline.command import escape_unprintable, parser_of, program_of
 
 
-def answer() -> None:
-    """Print the help and exit, where a command is being started with ``--help``.
+def answer(name: str) -> None:
+    """Print the help of a module and exit, where it is being started with ``--help``.
 
     A command whose source says too little is left to answer by itself.
     """
-    if sys.argv[:1] != ["-m"] or not {"-h", "--help"} & set(sys.argv[1:]):
+    if not {"-h", "--help"} & set(sys.argv[1:]):
         return
-    name = sys.orig_argv[sys.orig_argv.index("-m") + 1] if "-m" in sys.orig_argv else ""
     parser = None
     with suppress(ImportError, SyntaxError, LookupError, NameError):
         parser = described(name)
@@ -59,7 +57,7 @@ def described(name: str) -> argparse.ArgumentParser | None:
         # Our own source, as `import` would run it.
         exec(compile(ast.Module([added], []), spec.origin, "exec"), known)  # noqa: S102  # nosec
     return parser_of(
-        f"python -m {name}",
+        program_of(name),
         ast.get_docstring(functions["main"]),
         name=ast.literal_eval(given["name"]) if "name" in given else None,
         arguments=known[added.name] if "arguments" in given else None,

@@ -19,9 +19,9 @@ from dvc.lock import LockError, make_lock
 from dvc.schema import COMPILED_LOCKFILE_SCHEMA
 from voluptuous import Invalid
 
+from retrace.git import NoRepository, committed
 from retrace.pipeline.command import Refusal, run
 from retrace.pipeline.params import conflict_in
-from retrace.tracking.git import NoRepository, committed
 
 LOCK = "dvc.lock"
 TEMPORARY = Path(".dvc/tmp")

@@ -46,7 +46,7 @@ from scipy import ndimage
 from skimage.morphology import reconstruction
 
 from retrace.pipeline.command import Refusal
-from retrace.pipeline.params import SIDE
+from retrace.types import SIDE
 
 BOX = 20  # pixels of the box that the ink fills
 CENTRE = 14  # index of the pixel at which the centre of mass of MNIST's images lies (14.0 +- 0.3)

@@ -1,9 +1,44 @@
 """Which pixels of the test images are missing."""
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
-from retrace.pipeline.params import SIDE, EveryNthRow, Mask, Rectangle
+from retrace.pipeline.command import Refusal
+from retrace.pipeline.params import EveryNthRow, Mask, Masks, Rectangle
+from retrace.types import SIDE
+
+
+def drawn(masks: Masks, *, available: int) -> dict[str, NDArray[Any]]:
+    """All masks of params.yaml, as data/masks.npz holds them.
+
+    Parameters
+    ----------
+    masks : Masks
+    available : int
+        Test images that there are.
+
+    Returns
+    -------
+    dict
+        ``missing`` (masks, n, 28, 28) bool and ``masks``, their names.
+
+    Raises
+    ------
+    Refusal
+        When more images are wanted than there are.
+    """
+    if masks.images > available:
+        raise Refusal(
+            f"params.yaml: masks.images = {masks.images}: allowed are 1 to {available}, the "
+            "number of test images"
+        )
+    missing = [
+        missing_pixels(pattern, count=masks.images, seed=masks.seed + i)
+        for i, pattern in enumerate(masks.patterns.values())
+    ]
+    return {"missing": np.stack(missing), "masks": np.array(list(masks.patterns))}
 
 
 def missing_pixels(pattern: Mask, *, count: int, seed: int) -> NDArray[np.bool_]:

@@ -6,12 +6,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrace.data.download import CLASSES, DIGITS, FOLDER
-from retrace.pipeline.artifacts import (
-    RAW,
-    read_arrays,
-)
+from retrace.pipeline.artifacts import RAW, read_arrays
+from retrace.pipeline.command import Refusal
+from retrace.pipeline.params import Data
 
 Arrays = tuple[NDArray[np.uint8], NDArray[np.uint8]]
+Parts = dict[str, dict[str, NDArray[np.uint8]]]
 TEST_SHARE = 1 / 7  # of datasets that come without a test set; MNIST's is 10,000 of 70,000
 
 
@@ -46,9 +46,7 @@ def read_raw(name: str) -> Raw:
     return Raw(training, test)
 
 
-def split(
-    training: Arrays, test: Arrays | None, *, validation: float | Arrays, seed: int
-) -> dict[str, dict[str, NDArray[np.uint8]]]:
+def split(training: Arrays, test: Arrays | None, *, validation: float | Arrays, seed: int) -> Parts:
     """Draw the validation set and the test set, where they do not come along, by a seeded
     permutation.
 
@@ -76,6 +74,26 @@ def split(
         validation = images[held_out], labels[held_out]
     parts = {"train": (images[order], labels[order]), "validation": validation, "test": test}
     return {part: {"images": given[0], "labels": given[1]} for part, given in parts.items()}
+
+
+def split_raw(data: Data) -> Parts:
+    """Split what lies in data/raw/ as params.yaml says.
+
+    Raises
+    ------
+    Refusal
+        When a part would be empty.
+    """
+    raw = read_raw(data.name)
+    validation = raw.validation or data.validation
+    parts = split(raw.training, raw.test, validation=validation, seed=data.seed)
+    for part, arrays in parts.items():
+        if not len(arrays["images"]):
+            raise Refusal(
+                f"params.yaml: data.validation = {data.validation}: of {len(raw.training[0])} "
+                f"training images none is left for {part}"
+            )
+    return parts
 
 
 def describe_source(name: str) -> dict[str, Any]:

@@ -159,7 +159,7 @@ def _ray(function: Callable[[Task], Result], tasks: Sequence[Task]) -> Iterator[
         if address:
             _reach(address)
         # This code goes along, whatever is installed there.
-        code = {"py_modules": [str(Path(__file__).parent)]}
+        code = {"py_modules": [str(Path(__file__).parents[1])]}
         ray.init(**settings, runtime_env=code, log_to_driver=False, logging_level=logging.ERROR)
     except (OSError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())

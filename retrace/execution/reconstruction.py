@@ -15,24 +15,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from safetensors.torch import save
 from torch import nn
 from tqdm import tqdm
 
 from retrace.execution import shards
-from retrace.pipeline.artifacts import (
-    checkpoint_path,
-    interrupted_path,
-    read_arrays,
-    write_arrays,
-)
+from retrace.pipeline.artifacts import interrupted_path, read_arrays, write_arrays
 from retrace.pipeline.command import Refusal
-from retrace.pipeline.device import (
-    announce,
-    chosen,
-    computing_on,
-    described,
-    matmul_precision,
-)
+from retrace.pipeline.device import announce, chosen, computing_on, described, matmul_precision
 from retrace.pipeline.params import GIVEN, RunEntry, bind, find, refused
 from retrace.types import BadInput, Precision
 
@@ -69,14 +59,17 @@ class Memory:
         self.path.unlink(missing_ok=True)
 
 
-def inputs_of(entry: RunEntry, *, settings: dict[str, Any], dataset: str) -> list[str]:
+def inputs_of(
+    entry: RunEntry, network: nn.Module, *, settings: dict[str, Any], dataset: str
+) -> list[str]:
     """Texts that say what a run is made of, for its `Memory`."""
     methods = Path(__file__).parents[1] / "methods" / entry.problem
+    weights = save({key: value.contiguous() for key, value in network.state_dict().items()})
     return [
         # All of the problem's methods: they share code.
         *(path.read_text(encoding="utf-8") for path in sorted(methods.glob("*.py"))),
         json.dumps([settings, entry.precision], sort_keys=True),
-        hashlib.sha256(checkpoint_path(entry.network).read_bytes()).hexdigest(),
+        hashlib.sha256(weights).hexdigest(),
         dataset,
     ]
 
@@ -146,6 +139,7 @@ def reconstruct(
     *,
     header: dict[str, Any],
     device: str,
+    interrupted: Path | None = None,
 ) -> Reconstruction:
     """Hand observations and a network to the method of a run.
 
@@ -160,6 +154,8 @@ def reconstruct(
         Of the checkpoint.
     device : str
         As in params.yaml.
+    interrupted : Path, optional
+        Where a method that can go on keeps what it has; data/interrupted/<run>.npz.
 
     Raises
     ------
@@ -183,7 +179,8 @@ def reconstruct(
         )
     observed = observations["observed"]
     kept = Memory(
-        interrupted_path(name), inputs=inputs_of(entry, settings=settings, dataset=dataset)
+        interrupted or interrupted_path(name),
+        inputs=inputs_of(entry, network, settings=settings, dataset=dataset),
     )
     steps = settings.get("steps") or settings.get("rounds") or 0
     place = chosen(device)

@@ -131,7 +131,7 @@ def labels_of(classifier: nn.Module, images: Tensor) -> Tensor:
 
 
 def means_with_intervals(
-    values: dict[str, Tensor], *, resamples: int, seed: int
+    values: dict[str, Tensor], *, resamples: int = 2000, seed: int = 0
 ) -> dict[str, float]:
     """Mean and 95 % bootstrap interval of per-image measures.
 

@@ -23,8 +23,8 @@ class Network(nn.Module):
     def __init__(
         self,
         *,
-        hidden: Annotated[int, Field(ge=1)],
-        classes: Annotated[int, Field(ge=2)],
+        hidden: Annotated[int, Field(ge=1)] = 64,
+        classes: Annotated[int, Field(ge=2)] = 10,
     ) -> None:
         super().__init__()
         self.lstm = nn.LSTM(SIDE, hidden, batch_first=True)

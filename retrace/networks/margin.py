@@ -9,9 +9,10 @@ Gradient flow on a homogeneous network drives its direction to a point where
 combination of the training images: what the attacks of retrace/methods/training_data read.
 """
 
+import copy
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Annotated, Literal
 
@@ -28,11 +29,11 @@ Split = tuple[Tensor, Tensor]
 def training_set(
     split: Split,
     *,
-    examples: Literal["parity", "colours"],
-    labels: Literal["correct", "random"],
-    per_class: int,
-    offset: int,
-    seed: int,
+    examples: Literal["parity", "colours"] = "parity",
+    labels: Literal["correct", "random"] = "correct",
+    per_class: int = 250,
+    offset: int = 0,
+    seed: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Choose the images that a network is trained on: the truth of the attacks.
 
@@ -97,9 +98,9 @@ class Network(nn.Module):
 
     Parameters
     ----------
-    shape : list of int
+    shape : sequence of int
         Of an image, (28, 28) or (channels, rows, columns); d is their product.
-    widths : list of int
+    widths : sequence of int
         Units of each hidden layer.
     first_deviation : float
         Standard deviation of the first layer's initial weights. A small one (1e-4) leaves nothing
@@ -118,9 +119,14 @@ class Network(nn.Module):
     def __init__(
         self,
         *,
-        shape: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=2, max_length=3)],
-        widths: Annotated[list[Annotated[int, Field(ge=2)]], Field(min_length=1)],
-        first_deviation: Annotated[float, Field(gt=0)],
+        shape: Annotated[
+            Sequence[Annotated[int, Field(ge=1)]], Field(min_length=2, max_length=3)
+        ] = (28, 28),
+        widths: Annotated[Sequence[Annotated[int, Field(ge=2)]], Field(min_length=1)] = (
+            1000,
+            1000,
+        ),
+        first_deviation: Annotated[float, Field(gt=0)] = 1e-4,
     ) -> None:
         super().__init__()
         self.shape = tuple(shape)
@@ -140,32 +146,25 @@ class Network(nn.Module):
             hidden = layer(hidden).relu()
         return self.layers[-1](hidden).squeeze(1)
 
-    def parameters_by_layer(self) -> tuple[list[Tensor], Tensor]:
-        """The weights (n_l, n_{l-1}) of each layer and the bias (n_1,), not copied."""
-        named = dict(self.named_parameters())
-        weights = [named[f"layers.{layer}.weight"].data for layer in range(len(self.layers))]
-        return weights, named["layers.0.bias"].data
-
-    @torch.no_grad()
     def fit(
         self,
         training: Split,
         validation: Split,
-        progress: Progress,
+        progress: Progress = lambda entry: None,
         *,
-        examples: Literal["parity", "colours"],
-        labels: Literal["correct", "random"],
-        per_class: Annotated[int, Field(ge=1)],
-        offset: Annotated[int, Field(ge=0)],
-        method: Literal["normalised", "gradient_descent", "weight_decay"],
-        steps: Annotated[int, Field(ge=0)],
-        learning_rate: Annotated[float, Field(gt=0)],
-        decay: Annotated[float, Field(gt=0, le=1)],
-        margin: Annotated[float, Field(gt=0)],
-        sharpening: Annotated[float, Field(ge=1)],
-        weight_decay: Annotated[float, Field(ge=0)],
-        report_every: Annotated[int, Field(ge=1)],
-        seed: Seed,
+        examples: Literal["parity", "colours"] = "parity",
+        labels: Literal["correct", "random"] = "correct",
+        per_class: Annotated[int, Field(ge=1)] = 250,
+        offset: Annotated[int, Field(ge=0)] = 0,
+        method: Literal["normalised", "gradient_descent", "weight_decay"] = "normalised",
+        steps: Annotated[int, Field(ge=0)] = 2200,
+        learning_rate: Annotated[float, Field(gt=0)] = 0.05,
+        decay: Annotated[float, Field(gt=0, le=1)] = 0.014,
+        margin: Annotated[float, Field(gt=0)] = 5.0,
+        sharpening: Annotated[float, Field(ge=1)] = 24.0,
+        weight_decay: Annotated[float, Field(ge=0)] = 0.0,
+        report_every: Annotated[int, Field(ge=1)] = 200,
+        seed: Seed = 0,
     ) -> list[dict[str, float]]:
         """Train on a small set, all of it in every step, towards a KKT point.
 
@@ -178,14 +177,10 @@ class Network(nn.Module):
         examples, labels, per_class, offset
             See `training_set`.
         method : str
-            ``normalised`` ascends the smoothed margin -log sum exp(-y f(x)) by steps relative to
-            the norm of the weights (loss-scaled steps, Lyu & Li 2020, section 5), theta <-
-            (1 - r) theta + r |theta| G / |G| with G = sum_i p_i y_i grad f(x_i), p the softmax of
-            the negative margins, and rescales the weights so that the smallest margin stays at
-            `margin`: the direction of a homogeneous network does not depend on its scale, and no
-            exponential underflows. ``gradient_descent`` lowers the mean logistic loss by plain
-            steps, as published (Haim et al. 2022). ``weight_decay`` lowers it plus
-            `weight_decay` |theta|^2, whose minimum fulfils the stationarity condition exactly.
+            ``normalised``: see `normalised_step`. ``gradient_descent`` lowers the mean logistic
+            loss by plain steps, as published (Haim et al. 2022, arXiv 2206.07758).
+            ``weight_decay`` lowers it plus `weight_decay` |theta|^2, whose minimum fulfils the
+            stationarity condition exactly.
         steps : int
             0 leaves the network as it was drawn: a control.
         learning_rate : float
@@ -229,16 +224,14 @@ class Network(nn.Module):
                 f"shape = {list(self.shape)} has {len(self.mean)}"
             )
         self.mean.copy_(mean)
-        x = images - mean
-        weights, bias = self.parameters_by_layer()
-        parameters = [*weights, bias]
+        images = images.unflatten(1, self.shape)
+        parameters = list(self.parameters())
         history: list[dict[str, float]] = []
         started = time.time()
         for step in range(steps + 1):
             share = step / max(steps, 1)
             rate = learning_rate * decay**share
-            activations, logits = forward(weights, bias, x)
-            margins = signs * logits
+            logits = self(images)
             _check_alive(logits, step=step, learning_rate=learning_rate)
             if step % report_every == 0 or step == steps:
                 entry = {
@@ -246,37 +239,77 @@ class Network(nn.Module):
                     "timestamp": time.time(),
                     "elapsed": time.time() - started,
                     "learning_rate": rate,
-                    **kkt_measures(weights, bias, x, signs),
+                    **kkt_measures(self, images, signs),
                 }
                 if examples == "parity":
-                    wrong = (self(validation[0]) > 0) != (validation[1] % 2 == 1)
+                    with torch.no_grad():
+                        wrong = (self(validation[0]) > 0) != (validation[1] % 2 == 1)
                     entry["test_error"] = wrong.double().mean().item()
                 history.append(entry)
                 progress(entry)
             if step == steps:
                 break
             if method == "normalised":
-                smallest = float(margins.min())
-                if smallest > 0:
-                    # A factor on all weights: the direction, which is what is trained, stays.
-                    factor = (margin * sharpening**share / smallest) ** (1 / len(weights))
-                    factor = min(max(factor, 0.8), 1.25)  # keeps the softmax smooth in time
-                    for parameter in parameters:
-                        parameter.mul_(factor)
-                    margins = margins * factor ** len(weights)
-                    activations = [a * factor**layer for layer, a in enumerate(activations)]
-                duals = (-margins).softmax(dim=0)
-                ascent = gradient(weights, activations, duals * signs)
-                length, size = _norm(parameters), _norm(ascent)
-                for parameter, direction in zip(parameters, ascent, strict=True):
-                    parameter.mul_(1 - rate).add_(direction, alpha=rate * length / size)
+                wanted = margin * sharpening**share
+                normalised_step(parameters, signs * logits, rate=rate, wanted=wanted)
             else:
-                duals = (-margins).sigmoid() / len(x)
-                ascent = gradient(weights, activations, duals * signs)
-                shrink = 2 * weight_decay if method == "weight_decay" else 0.0
-                for parameter, direction in zip(parameters, ascent, strict=True):
-                    parameter.mul_(1 - rate * shrink).add_(direction, alpha=rate)
+                shrink = weight_decay if method == "weight_decay" else 0.0
+                descent_step(parameters, signs * logits, rate=rate, weight_decay=shrink)
         return history
+
+
+@torch.no_grad()
+def normalised_step(
+    parameters: list[nn.Parameter], margins: Tensor, *, rate: float, wanted: float
+) -> None:
+    """Ascend the smoothed margin -log sum_i exp(-q_i) by a step relative to the weights' norm.
+
+    With G = sum_i p_i grad q_i, p the softmax of the negative margins q_i = y_i f(x_i),
+
+        theta <- (1 - r) theta + r |theta| G / |G|
+
+    (loss-scaled steps, Lyu & Li 2020, section 5). Before it the weights are rescaled so that the
+    smallest margin is `wanted`: the direction of a homogeneous network does not depend on its
+    scale, and no exponential underflows.
+
+    Parameters
+    ----------
+    parameters : list of Parameter
+        theta: of each layer the weights, and one bias. Changed in place.
+    margins : (n,)
+        q, with the graph behind it.
+    rate : float
+        r.
+    wanted : float
+    """
+    depth, smallest = len(parameters) - 1, float(margins.min())
+    factor = 1.0
+    if smallest > 0:
+        # Not all at once, which keeps the softmax smooth in time.
+        factor = min(max((wanted / smallest) ** (1 / depth), 0.8), 1.25)
+    # A factor on all weights multiplies f by factor^L and all gradients by factor^(L - 1).
+    duals = (-margins * factor**depth).softmax(dim=0)
+    ascent = torch.autograd.grad(margins, parameters, duals)
+    step = rate * _norm(parameters) / _norm(ascent)
+    for parameter, direction in zip(parameters, ascent, strict=True):
+        parameter.mul_(factor * (1 - rate)).add_(direction, alpha=factor * step)
+
+
+@torch.no_grad()
+def descent_step(
+    parameters: list[nn.Parameter], margins: Tensor, *, rate: float, weight_decay: float
+) -> None:
+    """A step of gradient descent on mean_i log(1 + exp(-q_i)) + weight_decay |theta|^2.
+
+    Parameters
+    ----------
+    parameters, margins, rate
+        See `normalised_step`.
+    weight_decay : float
+    """
+    ascent = torch.autograd.grad(margins, parameters, (-margins).sigmoid() / len(margins))
+    for parameter, direction in zip(parameters, ascent, strict=True):
+        parameter.mul_(1 - 2 * rate * weight_decay).add_(direction, alpha=rate)
 
 
 def _check_alive(logits: Tensor, *, step: int, learning_rate: float) -> None:
@@ -289,64 +322,41 @@ def _check_alive(logits: Tensor, *, step: int, learning_rate: float) -> None:
     raise BadInput(f"learning_rate = {learning_rate:g}: {reason} at step {step}; lower it")
 
 
-def _norm(tensors: list[Tensor]) -> float:
+def _norm(tensors: Sequence[Tensor]) -> float:
     return math.sqrt(sum(float(tensor.square().sum()) for tensor in tensors))
 
 
-def forward(weights: list[Tensor], bias: Tensor, x: Tensor) -> tuple[list[Tensor], Tensor]:
-    """Activations of every layer and the logits.
+def gradient_factors(
+    network: Network, images: Tensor, signs: Tensor
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """Factors of the gradients of the margins: that of a layer's weights is delta_i a_i^T.
 
     Parameters
     ----------
-    weights : list of (n_l, n_{l-1})
-        n_0 = d, the last n_L = 1.
-    bias : (n_1,)
-    x : (B, d)
-        The mean image subtracted.
+    network : Network
+    images : (n, *shape)
+    signs : (n,)
 
     Returns
     -------
-    activations : list of (B, n_l)
-        x first, then the output of every ReLU.
-    logits : (B,)
+    margins : (n,)
+        q_i = y_i f(x_i).
+    activations : list of (n, n_{l-1})
+        a: what goes into each layer, first the images less the mean.
+    deltas : list of (n, n_l)
+        Derivative of q_i with respect to what comes out of each layer.
     """
-    activations = [x]
-    for position, weight in enumerate(weights[:-1]):
-        inputs = activations[-1]
-        z = inputs @ weight.T if position else torch.addmm(bias, inputs, weight.T)
-        activations.append(z.relu_())
-    return activations, (activations[-1] @ weights[-1].T).squeeze(1)
+    activations, sums = [images.flatten(1) - network.mean], []
+    for layer in network.layers[:-1]:
+        sums.append(layer(activations[-1]))
+        activations.append(sums[-1].relu())
+    margins = signs * network.layers[-1](activations[-1]).squeeze(1)
+    deltas = [*torch.autograd.grad(margins.sum(), sums), signs[:, None]]
+    return margins.detach(), [activation.detach() for activation in activations], deltas
 
 
-def deltas(weights: list[Tensor], activations: list[Tensor], outer: Tensor) -> list[Tensor]:
-    """Derivative of sum_i outer_i f(x_i) with respect to what goes into each layer's ReLU.
-
-    Parameters
-    ----------
-    weights, activations
-        See `forward`.
-    outer : (B,)
-
-    Returns
-    -------
-    list of (B, n_l)
-        For the layers 1 to L, the last of width 1.
-    """
-    found = [outer[:, None]]
-    for weight, activation in zip(reversed(weights[1:]), reversed(activations[1:]), strict=True):
-        found.append((found[-1] @ weight).mul_(activation > 0))
-    return found[::-1]
-
-
-def gradient(weights: list[Tensor], activations: list[Tensor], outer: Tensor) -> list[Tensor]:
-    """Gradient of sum_i outer_i f(x_i) with respect to the weights, then the bias: by layers,
-    without autograd."""
-    steps = deltas(weights, activations, outer)
-    return [*(d.T @ a for d, a in zip(steps, activations, strict=True)), steps[0].sum(dim=0)]
-
-
-def kkt_measures(weights: list[Tensor], bias: Tensor, x: Tensor, signs: Tensor) -> dict[str, float]:
-    """How near the weights are to a KKT point of the maximum-margin problem.
+def kkt_measures(network: Network, images: Tensor, signs: Tensor) -> dict[str, float]:
+    """How near the weights are to a KKT point of the maximum-margin problem. In float64.
 
     The Gram matrix of the gradients of f is the sum over layers of the elementwise product of two
     Gram matrices, of the activations and of the deltas; with Euler's identity
@@ -355,9 +365,8 @@ def kkt_measures(weights: list[Tensor], bias: Tensor, x: Tensor, signs: Tensor) 
 
     Parameters
     ----------
-    weights, bias, x
-        See `forward`.
-    signs : (n,)
+    network, images, signs
+        See `gradient_factors`.
 
     Returns
     -------
@@ -370,21 +379,19 @@ def kkt_measures(weights: list[Tensor], bias: Tensor, x: Tensor, signs: Tensor) 
     """
     from scipy.optimize import nnls  # here: it takes 0.4 s
 
-    weights = [weight.double() for weight in weights]
-    activations, logits = forward(weights, bias.double(), x.double())
-    margins = signs.double() * logits
-    steps = deltas(weights, activations, signs.double())
-    gram = steps[0] @ steps[0].T  # of the bias, whose input is 1
-    for step, activation in zip(steps, activations, strict=True):
-        gram += (step @ step.T) * (activation @ activation.T)
-    length = _norm([*weights, bias.double()])
-    depth = len(weights)
+    network = copy.deepcopy(network).double().requires_grad_()
+    margins, activations, deltas = gradient_factors(network, images.double(), signs.double())
+    gram = deltas[0] @ deltas[0].T  # of the bias, whose input is 1
+    for delta, activation in zip(deltas, activations, strict=True):
+        gram += (delta @ delta.T) * (activation @ activation.T)
+    parameters = [parameter.detach() for parameter in network.parameters()]
+    length, depth = _norm(parameters), len(deltas)
     values, vectors = torch.linalg.eigh(gram)
     root = values.clamp(min=values.max() * 1e-12).sqrt()
     # |root^T lambda - target|^2 differs from the residual's square by a constant.
     target = (vectors.T @ (depth * margins)) / root
     duals, _ = nnls(
-        (root[:, None] * vectors.T).cpu().numpy(), target.cpu().numpy(), maxiter=50 * len(x)
+        (root[:, None] * vectors.T).cpu().numpy(), target.cpu().numpy(), maxiter=50 * len(images)
     )
     best = torch.as_tensor(duals)
     residual = length**2 - 2 * depth * float(best @ margins) + float(best @ (gram @ best))
@@ -401,7 +408,7 @@ def kkt_measures(weights: list[Tensor], bias: Tensor, x: Tensor, signs: Tensor) 
         measures["support_vectors"] = total**2 / float(best.square().sum())
         if smallest > 0:
             measures["complementary_slackness"] = float(best @ margins) / total / smallest - 1
-    for layer, weight in enumerate(weights[:-1], start=1):
-        spectrum = torch.linalg.svdvals(weight)
-        measures[f"rank_{layer}"] = float((spectrum > 1e-4 * spectrum[0]).sum())
+    for layer in range(depth - 1):
+        spectrum = torch.linalg.svdvals(network.get_parameter(f"layers.{layer}.weight").detach())
+        measures[f"rank_{layer + 1}"] = float((spectrum > 1e-4 * spectrum[0]).sum())
     return measures

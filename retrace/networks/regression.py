@@ -32,9 +32,9 @@ class Network(nn.Module):
     def __init__(
         self,
         *,
-        inputs: Annotated[int, Field(ge=1)],
-        outputs: Annotated[int, Field(ge=1)],
-        activation: Literal["identity", "sigmoid"],
+        inputs: Annotated[int, Field(ge=1)] = 1,
+        outputs: Annotated[int, Field(ge=1)] = 1,
+        activation: Literal["identity", "sigmoid"] = "identity",
     ) -> None:
         super().__init__()
         self.activation = activation
@@ -55,28 +55,28 @@ class Network(nn.Module):
         self,
         training: tuple[Tensor, Tensor],
         validation: tuple[Tensor, Tensor],
-        progress: Callable[[dict[str, float]], None],
+        progress: Callable[[dict[str, float]], None] = lambda entry: None,
         *,
-        points: Annotated[int, Field(ge=2)],
-        span: Annotated[float, Field(gt=0)],
-        slope: float,
-        offset: float,
-        noise: Annotated[float, Field(ge=0)],
-        rank: Annotated[int, Field(ge=0)],
-        seed: Seed,
+        points: Annotated[int, Field(ge=2)] = 100,
+        span: Annotated[float, Field(gt=0)] = 1000.0,
+        slope: float = 0.4,
+        offset: float = -25.0,
+        noise: Annotated[float, Field(ge=0)] = 50.0,
+        rank: Annotated[int, Field(ge=0)] = 0,
+        seed: Seed = 0,
     ) -> list[dict[str, float]]:
         """Least squares on points that the seed draws; the splits are not looked at.
 
         The points are x ~ U(0, span) and z = T x + offset + noise (1/2 - u) with u ~ U(0, 1); a
-        sigmoid network gets y = sigmoid(z), and is fitted to the logits of y, which are z. With
-        slope 0.4, offset -25 and noise 50, z = 0.4 x - 50 u.
+        sigmoid network gets y = sigmoid(z), and is fitted to the logits of y, which are z. By
+        default z = 0.4 x - 50 u, the published regression.
 
         Parameters
         ----------
         training, validation
             Not used: these networks are not of images.
         progress : function
-            Called once.
+            Called once, with the entry.
         points : int
             Number of them; more than inputs + 1 for a unique fit.
         span : float

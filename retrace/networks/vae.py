@@ -1,5 +1,6 @@
 """Variational autoencoder of bias-free tanh layers, whose decoder is to be inverted."""
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Annotated, Literal
 
@@ -8,9 +9,9 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from retrace.types import BadInput
+from retrace.types import SIDE, BadInput
 
-PIXELS = 28 * 28
+PIXELS = SIDE * SIDE
 EVALUATION_SEED = 0  # the same noise in every epoch, so that epochs are compared on equal terms
 
 
@@ -24,7 +25,7 @@ class Network(nn.Module):
     ----------
     code_size : int
         d, the values in a code.
-    widths : list of int
+    widths : sequence of int
         Units of the encoder's hidden layers, not increasing; the decoder mirrors them.
     weighting : "elbo" or "averaged"
         With R the cross-entropy of an image summed over its P = 784 pixels, and D the divergence
@@ -46,15 +47,18 @@ class Network(nn.Module):
     def __init__(
         self,
         *,
-        code_size: Annotated[int, Field(ge=1)],
-        widths: Annotated[list[Annotated[int, Field(ge=1, le=PIXELS)]], Field(min_length=1)],
-        weighting: Literal["elbo", "averaged"],
-        divergence_weight: Annotated[float, Field(gt=0)],
+        code_size: Annotated[int, Field(ge=1)] = 16,
+        widths: Annotated[Sequence[Annotated[int, Field(ge=1, le=PIXELS)]], Field(min_length=1)] = (
+            512,
+            256,
+        ),
+        weighting: Literal["elbo", "averaged"] = "elbo",
+        divergence_weight: Annotated[float, Field(gt=0)] = 1.0,
     ) -> None:
         super().__init__()
         if any(later > earlier for earlier, later in pairwise([*widths, code_size])):
             raise BadInput(
-                f"arguments: widths {widths} and code_size {code_size} increase somewhere: a layer "
+                f"widths = {list(widths)} and code_size = {code_size} increase somewhere: a layer "
                 "of the decoder would have more columns than rows, and no inverse"
             )
         self.code_size = code_size
@@ -70,7 +74,7 @@ class Network(nn.Module):
 
     def decode(self, codes: Tensor) -> Tensor:
         """(B, d) codes to (B, 28, 28) images in (0, 1)."""
-        return _through(self.decoder, codes).sigmoid().unflatten(1, (28, 28))
+        return _through(self.decoder, codes).sigmoid().unflatten(1, (SIDE, SIDE))
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 28, 28) images to the decoded means of their codes."""

@@ -159,9 +159,13 @@ def read_arrays(path: Path, *, only: tuple[str, ...] = ()) -> dict[str, NDArray[
 
 def read_split(split: str) -> tuple[Tensor, Tensor]:
     """Images (n, 28, 28) float32 in [0, 1] and labels (n,) int64 of a split."""
-    arrays = read_arrays(split_path(split), only=("images", "labels"))
-    images = torch.from_numpy(arrays["images"]).to(torch.float32) / 255
-    return images, torch.from_numpy(arrays["labels"]).to(torch.int64)
+    return as_tensors(read_arrays(split_path(split), only=("images", "labels")))
+
+
+def as_tensors(split: Mapping[str, NDArray[Any]]) -> tuple[Tensor, Tensor]:
+    """Images (n, 28, 28) float32 in [0, 1] and labels (n,) int64, of uint8 arrays."""
+    images = torch.from_numpy(split["images"]).to(torch.float32) / 255
+    return images, torch.from_numpy(split["labels"]).to(torch.int64)
 
 
 def dataset_of(path: Path) -> str:
@@ -170,9 +174,16 @@ def dataset_of(path: Path) -> str:
 
 
 def save_checkpoint(
-    network: nn.Module, *, name: str, architecture: str, arguments: Mapping[str, Any], dataset: str
+    network: nn.Module,
+    *,
+    name: str,
+    architecture: str,
+    arguments: Mapping[str, Any],
+    dataset: str,
+    path: Path | None = None,
 ) -> None:
-    """Write weights as safetensors, with what is needed to build the network in the header."""
+    """Write weights as safetensors, with what is needed to build the network in the header; to
+    models/, where no other path is given."""
     source = Path(inspect.getfile(type(network))).read_bytes()
     header = {
         # Whoever reads a checkpoint depends on the module that defines it: with the digest in
@@ -187,7 +198,7 @@ def save_checkpoint(
     # One entry, since safetensors writes several in an order that changes from run to run.
     metadata = {FORMAT: json.dumps(header, sort_keys=True)}
     tensors = {key: value.cpu().contiguous() for key, value in network.state_dict().items()}
-    with written_whole(checkpoint_path(name)) as temporary:
+    with written_whole(path or checkpoint_path(name)) as temporary:
         temporary.write_bytes(save(tensors, metadata=metadata))
 
 

@@ -15,6 +15,12 @@ class Refusal(Exception):
     """Bad input or a state that cannot go on; its text is the one line that the user reads."""
 
 
+def program_of(module: str) -> str:
+    """What a user types to start a module."""
+    command = module.removeprefix("retrace.commands.")
+    return f"python -m {module}" if command == module else f"retrace {command}"
+
+
 def parser_of(
     program: str,
     description: str | None,
@@ -69,14 +75,12 @@ def run(
     Raises
     ------
     SystemExit
-        2 after a `Refusal` or a full disk, 130 after Ctrl-C.
+        2 after a `Refusal`, a `BadInput` or a full disk, 130 after Ctrl-C.
     """
     escape_unprintable()
     module = getattr(sys.modules[main.__module__], "__spec__", None)
-    program = module.name if module else main.__module__
-    given = parser_of(
-        f"python -m {program}", main.__doc__, name=name, arguments=arguments
-    ).parse_args()
+    program = program_of(module.name if module else main.__module__)
+    given = parser_of(program, main.__doc__, name=name, arguments=arguments).parse_args()
     try:
         main(**vars(given))
     except Refusal as refusal:
@@ -90,6 +94,13 @@ def run(
         else:
             raise
         complain(f"{message} and run it again")
+        sys.exit(REFUSED)
+    except ValueError as error:
+        from retrace.types import BadInput  # imports torch, as whoever raised it has
+
+        if not isinstance(error, BadInput):
+            raise
+        complain(error)
         sys.exit(REFUSED)
     except KeyboardInterrupt:
         complain("interrupted; nothing half-written was kept. Run it again")

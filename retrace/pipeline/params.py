@@ -9,6 +9,7 @@ import inspect
 import re
 import reprlib
 from collections.abc import Callable
+from functools import cache
 from importlib import import_module
 from itertools import accumulate
 from pathlib import Path
@@ -274,17 +275,21 @@ def bind(
     Refusal
         On a missing or unknown key, a wrong type, or a value out of range.
     """
+    try:
+        return _schema(function, given).model_validate(settings).model_dump()
+    except ValidationError as error:
+        raise refuse(error, where=where) from None
+
+
+@cache  # the trials of a sweep ask hundreds of times
+def _schema(function: Callable[..., Any], given: tuple[str, ...]) -> type[BaseModel]:
     hints = get_type_hints(function, include_extras=True)
     fields: dict[str, Any] = {
         name: (hints[name], ... if parameter.default is parameter.empty else parameter.default)
         for name, parameter in inspect.signature(function).parameters.items()
         if parameter.kind is parameter.KEYWORD_ONLY and name not in given
     }
-    schema = create_model("Settings", __config__=STRICT, **fields)
-    try:
-        return schema.model_validate(settings).model_dump()
-    except ValidationError as error:
-        raise refuse(error, where=where) from None
+    return create_model("Settings", __config__=STRICT, **fields)
 
 
 def find(kind: str, name: str, *, where: str) -> Any:

@@ -2,9 +2,11 @@
 
 - ``observe.py``: ``observe(ground, **settings)`` gives what a method sees and, apart from it, the
   truth, as arrays. The settings are the problem's section of params.yaml.
-- ``score.py``: a class ``Scorer``, made once from the ground and the runs of the problem, and
-  called for each run with its arrays: the scores, and their headline. ``baselines`` is what the
-  runs are measured against.
+- ``score.py``: a class ``Scorer``, made once from the ground, the records of the problem's runs
+  and a function that gives means with intervals, and called for each run: its scores, and their
+  headline. ``baselines`` is what the runs are measured against. ``JUDGES`` are networks that scores
+  need beside a run's own, and ``BASELINE`` is the method of the run that others are compared with,
+  or None.
 - ``show.py``: ``section(state)`` gives tables, galleries and charts, ``pictures(run, ground)``
   pictures for MLflow.
 
@@ -33,6 +35,7 @@ from retrace.pipeline.artifacts import (
     split_path,
     truth_path,
 )
+from retrace.pipeline.command import Refusal
 
 Arrays = Mapping[str, NDArray[Any]]
 Scores = dict[str, Any]
@@ -46,6 +49,13 @@ def names() -> list[str]:
 def part(problem: str, name: str) -> Any:
     """A module of a problem: its ``observe``, ``score`` or ``show``."""
     return import_module(f"retrace.problems.{problem}.{name}")
+
+
+def needed(problem: str, source: str) -> set[str]:
+    """Networks without which a problem is not observed or scored, beside those of its runs."""
+    path = Path(source)
+    observed_from = {path.stem} if path == checkpoint_path(path.stem) else set()
+    return observed_from | set(part(problem, "score").JUDGES)
 
 
 class Observations(NamedTuple):
@@ -87,19 +97,19 @@ class Ground:
     problem : str
     source : str
         Path of what the problem is observed from, beside the test images; see params.yaml.
-    means : function, optional
-        Takes measures of the same images to means with intervals; of whoever scores.
     split : function
         Images (n, 28, 28) and labels (n,) of "train", "validation" or "test".
     load : function
         A network in evaluation mode, and the record of its training, by its name.
+    read : function
+        Arrays of a file, by its path.
     """
 
     problem: str
     source: str = ""
-    means: Callable[[dict[str, Tensor]], dict[str, float]] | None = None
     split: Callable[[str], tuple[Tensor, Tensor]] = read_split
     load: Callable[[str], tuple[nn.Module, dict[str, Any]]] = read_network
+    read: Callable[[Path], Arrays] = read_arrays
 
     @cached_property
     def dataset(self) -> str:
@@ -108,12 +118,22 @@ class Ground:
     @cached_property
     def given(self) -> Arrays:
         """The observations, see `Observations`."""
-        return read_arrays(observed_path(self.problem))
+        return self.read(observed_path(self.problem))
 
     @cached_property
     def truth(self) -> Arrays:
         """The truth, see `Observations`."""
-        return read_arrays(truth_path(self.problem))
+        return self.read(truth_path(self.problem))
 
     def network(self, name: str) -> Any:
         return self.load(name)[0]
+
+    def decoder(self) -> Any:
+        """The network that is the source, refused where it has no decoder."""
+        network = self.network(Path(self.source).stem)
+        if not hasattr(network, "decoder_weights"):
+            raise Refusal(
+                f"params.yaml: problems.{self.problem}.source = {self.source!r}: no decoder there; "
+                "a network of the architecture vae is expected"
+            )
+        return network

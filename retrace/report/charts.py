@@ -1,14 +1,19 @@
-"""Charts as SVG that takes its colours from the page, in the dark too."""
+"""Charts: as SVG that takes its colours from the page, in the dark too, and as PNG."""
 
 import io
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
 
 import matplotlib
+import numpy as np
 from markupsafe import Markup
+from numpy.typing import NDArray
+from PIL import Image
 
+from retrace.report.model import Chart
 from retrace.report.pictures import COLOURS
 
 matplotlib.use("Agg")
@@ -16,10 +21,13 @@ from matplotlib import pyplot
 from matplotlib.figure import Figure
 
 INK, LINE, FAINT = "#010203", "#040506", "#777777"  # stand for the page's own colours
+PAPER = {"ink": "#1d2328", "line": "#e0dfda", "paper": "white"}  # of a PNG
 SIZE = (5.2, 3.7)  # inches; on a phone, 9 points stay legible
 MARKERS = "osD^vP*Xph<>"
 LETTER = 5.4  # points that a letter of a name takes
 SHIFTS = [0, 7, -7, *(sign * step for step in range(12, 80, 6) for sign in (1, -1))]  # points
+Curve = tuple[Sequence[float], Sequence[float]]
+"""Values of both axes."""
 
 
 class Point(NamedTuple):
@@ -28,46 +36,45 @@ class Point(NamedTuple):
     label: str
     seconds: float
     value: float
-    trivial: bool
+    trivial: bool = False
 
 
 @contextmanager
-def style() -> Iterator[None]:
-    """Matplotlib with colours that `svg` exchanges for the page's."""
+def style(ink: str = INK, line: str = LINE, paper: str = "none") -> Iterator[None]:
+    """Matplotlib in the colours of a page: those that `svg` exchanges, if no others are given."""
     settings: Any = {
         "font.size": 10,
         "axes.spines.top": False,
         "axes.spines.right": False,
         "axes.grid": True,
         "axes.axisbelow": True,
-        "grid.color": LINE,
+        "grid.color": line,
         "grid.linewidth": 0.6,
         "axes.edgecolor": FAINT,
         "legend.frameon": False,
         "legend.fontsize": 9,
         "lines.linewidth": 1.8,
-        "figure.facecolor": "none",
-        "axes.facecolor": "none",
-        "savefig.facecolor": "none",
-        **dict.fromkeys(("text.color", "axes.labelcolor", "axes.titlecolor"), INK),
-        **dict.fromkeys(("xtick.color", "ytick.color"), INK),
+        "figure.constrained_layout.use": True,
+        **dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor"), paper),
+        **dict.fromkeys(("text.color", "axes.labelcolor", "axes.titlecolor"), ink),
+        **dict.fromkeys(("xtick.color", "ytick.color"), ink),
     }
     with matplotlib.rc_context(settings):
         yield
 
 
-def svg(figure: Figure, *, name: str) -> Markup:
-    """A figure as SVG for the middle of a page, and closed; the same figure gives the same text.
+def svg(chart: Chart, *, name: str) -> Markup:
+    """A chart as SVG for the middle of a page; the same chart gives the same text.
 
     Parameters
     ----------
-    figure : Figure
-        Drawn within `style`.
+    chart : Chart
     name : str
         Salts its identifiers, which must not be those of another chart on the page.
     """
     stream = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": name, "svg.fonttype": "none"}):
+    with style(), matplotlib.rc_context({"svg.hashsalt": name, "svg.fonttype": "none"}):
+        figure = chart.draw()
         figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
     pyplot.close(figure)
     text = stream.getvalue()
@@ -83,40 +90,66 @@ def svg(figure: Figure, *, name: str) -> Markup:
     return Markup(text.replace("<svg", '<svg aria-hidden="true"', 1))  # noqa: S704 (escaped)  # nosec B704
 
 
+def png(target: Path | BinaryIO, chart: Chart, *, title: str = "") -> None:
+    """Write a chart as a PNG; the same chart gives the same bytes."""
+    with style(**PAPER):
+        figure = chart.draw()
+        if title:
+            figure.suptitle(title, fontsize=11)
+        # No date and no version in the file.
+        figure.savefig(target, format="png", dpi=110, metadata={"Software": None})
+    pyplot.close(figure)
+
+
+def pixels(chart: Chart) -> NDArray[np.uint8]:
+    """A chart as a picture (H, W, 3)."""
+    stream = io.BytesIO()
+    png(stream, chart)
+    return np.asarray(Image.open(stream).convert("RGB"))
+
+
 def tradeoff(
-    points: Sequence[Point], *, name: str, label: str, unit: str = "seconds", log: bool = True
-) -> Markup:
-    """Quality against seconds, each run a named point, trivial ones grey.
+    points: Sequence[Point],
+    *,
+    label: str,
+    form: str,
+    unit: str,
+    caption: str,
+    log: bool = True,
+) -> list[Chart]:
+    """Quality against seconds, each run a named point, trivial ones grey; nothing of one run.
 
     Parameters
     ----------
     points : list of Point
-    name : str
-        Of the chart.
     label : str
         What the values are.
+    form : str
+        How a value is written.
     unit : str
         What the seconds are of.
+    caption : str
     log : bool
         Whether the values have a logarithmic scale, where all are positive.
     """
-    with style():
-        figure, axes = pyplot.subplots(figsize=SIZE, layout="constrained")
+
+    def draw() -> Figure:
+        figure, axes = pyplot.subplots(figsize=SIZE)
         shown = [p._replace(seconds=max(p.seconds, 1e-3)) for p in points]
         for i, point in enumerate(shown):
-            axes.plot(
-                point.seconds,
-                point.value,
-                MARKERS[i % len(MARKERS)],
-                color=FAINT if point.trivial else COLOURS[i % len(COLOURS)],
-                markersize=7,
-            )
+            colour = FAINT if point.trivial else COLOURS[i % len(COLOURS)]
+            marker = MARKERS[i % len(MARKERS)]
+            axes.plot(point.seconds, point.value, marker, color=colour, markersize=7)
         if log and all(point.value > 0 for point in shown):
             axes.set_yscale("log")
         axes.set(xscale="log", xlabel=unit, ylabel=label)
         axes.margins(x=0.12, y=0.1)
         _name_points(figure, axes, shown)
-        return svg(figure, name=name)
+        return figure
+
+    texts = "; ".join(f"{p.label} {p.value:{form}} in {p.seconds:.3g} s" for p in points)
+    alt = f"{label[0].upper()}{label[1:]} against {unit}: {texts}"
+    return [Chart("Quality against seconds", draw, alt, caption)] if len(points) > 1 else []
 
 
 def _name_points(figure: Figure, axes: Any, points: Sequence[Point]) -> None:
@@ -153,7 +186,7 @@ def _name_points(figure: Figure, axes: Any, points: Sequence[Point]) -> None:
             textcoords="offset points",
             va="center",
             fontsize=9,
-            color=FAINT if point.trivial else INK,
+            **({"color": FAINT} if point.trivial else {}),
             arrowprops={"arrowstyle": "-", "color": FAINT, "linewidth": 0.6, "shrinkB": 4}
             if abs(dy) > 10
             else None,
@@ -161,25 +194,23 @@ def _name_points(figure: Figure, axes: Any, points: Sequence[Point]) -> None:
 
 
 def lines(
-    series: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    series: Mapping[str, Curve],
     *,
-    name: str,
     x: str,
     y: str,
-    dashed: Mapping[str, tuple[Sequence[float], Sequence[float]]] | None = None,
+    dashed: Mapping[str, Curve] | None = None,
     marks: bool = False,
     y_scale: str = "linear",
     ticks: Sequence[str] = (),
     at: float | None = None,
+    diagonal: bool = False,
     x_limits: tuple[float, float] | None = None,
-) -> Markup:
+) -> Figure:
     """Curves by name, some of them also dashed in the same colour.
 
     Parameters
     ----------
     series, dashed : dict of (x, y)
-    name : str
-        Of the chart.
     x, y : str
         What the axes show.
     marks : bool
@@ -190,23 +221,26 @@ def lines(
         Names of the places 0, 1, ... of the horizontal axis.
     at : float, optional
         Where a vertical line stands.
+    diagonal : bool
+        Whether a line shows where both axes are equal.
     x_limits : (float, float), optional
         Ends of the horizontal axis.
     """
-    with style():
-        figure, axes = pyplot.subplots(figsize=SIZE, layout="constrained")
-        for i, (label, (places, values)) in enumerate(series.items()):
-            colour = COLOURS[i % len(COLOURS)]
-            marker = MARKERS[i % len(MARKERS)] if marks else None
-            axes.plot(places, values, color=colour, marker=marker, markersize=6, label=label)
-            if dashed and label in dashed:
-                axes.plot(*dashed[label], color=colour, linestyle="dashed")
-        axes.set(xlabel=x, ylabel=y, yscale=y_scale)
-        if ticks:
-            axes.set_xticks(range(len(ticks)), ticks)
-        if x_limits:
-            axes.set_xlim(*x_limits)
-        if at is not None:
-            axes.axvline(at, color=FAINT, linestyle="dotted")
-        figure.legend(loc="outside lower center", ncols=min(3, len(series)))
-        return svg(figure, name=name)
+    figure, axes = pyplot.subplots(figsize=SIZE)
+    for i, (label, curve) in enumerate(series.items()):
+        colour = COLOURS[i % len(COLOURS)]
+        marker = MARKERS[i % len(MARKERS)] if marks else None
+        axes.plot(*curve, color=colour, marker=marker, markersize=6, label=label)
+        if dashed and label in dashed:
+            axes.plot(*dashed[label], color=colour, linestyle="dashed", marker=marker, markersize=4)
+    axes.set(xlabel=x, ylabel=y, yscale=y_scale)
+    if ticks:
+        axes.set_xticks(range(len(ticks)), ticks)
+    if x_limits:
+        axes.set_xlim(*x_limits)
+    if at is not None:
+        axes.axvline(at, color=FAINT, linestyle="dotted")
+    if diagonal:
+        axes.axline((1, 1), slope=1, color=FAINT, linewidth=1)
+    figure.legend(loc="outside lower center", ncols=min(3, len(series)))
+    return figure

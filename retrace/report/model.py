@@ -1,17 +1,25 @@
-"""What a page shows, as data, and the state of a pipeline that it is drawn from."""
+"""What a report shows, as data, and the state of a pipeline that it is drawn from.
 
-from collections.abc import Iterable, Mapping, Sequence
+Each table, gallery and chart is built once, by a problem's ``show``; `retrace.report.page` renders
+it as HTML, `retrace.report.files` as Markdown, CSV and PNG.
+"""
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from markupsafe import Markup
 from numpy.typing import NDArray
 
 from retrace.measures.quality import bootstrap
 from retrace.pipeline.artifacts import metrics_path, read_arrays, read_json, reconstruction_path
 from retrace.pipeline.command import Refusal
+from retrace.report.pictures import Colours
+from retrace.types import BadInput
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Better = Literal["lower", "higher", ""]
 Scores = dict[str, Any]
@@ -38,9 +46,12 @@ class Cell:
 
 @dataclass(frozen=True)
 class Column:
+    """A column, and how its cell follows from the scores of a run."""
+
     label: str
     better: Better = ""
     hint: str = ""
+    cell: Callable[[Scores], Cell] = lambda scores: Cell()
 
 
 @dataclass(frozen=True)
@@ -83,13 +94,17 @@ class Table:
 
 @dataclass(frozen=True)
 class Strip:
-    """A row of images as one PNG, and beside it their errors."""
+    """A row of images (n, h, w) or (n, 3, h, w), and beside it their errors; see
+    `retrace.report.pictures` for the colours. Captions, where there are some, are of the images
+    below them."""
 
     label: str
-    picture: str
+    images: NDArray[Any]
     alt: str
-    error: str = ""
+    colours: Colours = "grey"
+    error: NDArray[Any] | None = None
     note: str = ""
+    captions: Sequence[str] = ()
     first: bool = True  # whether it is shown before someone asks for all methods
     given: bool = False  # the truth and what was observed, which no filter hides
     before: "Strip | None" = None  # in a comparison, where it differs
@@ -97,42 +112,72 @@ class Strip:
 
 @dataclass(frozen=True)
 class Case:
+    """Images that show how well it goes, and their positions."""
+
     name: str
     note: str
     strips: list[Strip]
+    index: Sequence[int] = ()
+
+    def add(
+        self,
+        label: str,
+        images: NDArray[Any],
+        truth: NDArray[Any],
+        alt: str,
+        note: str,
+        *,
+        first: bool = True,
+    ) -> None:
+        """What a method makes of the images, and its errors, of coloured ones their mean."""
+        error = abs(images - truth)
+        error = error.mean(axis=1) if error.ndim == 4 else error
+        strip = Strip(label, images, f"{self.name}: {alt}", error=error, note=note, first=first)
+        self.strips.append(strip)
 
 
 @dataclass(frozen=True)
 class Gallery:
-    """Strips by group (a mask, a precision, a run) and case."""
+    """Strips by group (a mask, a precision, a run) and case.
+
+    `sheets` names the groups that stand side by side in a file, and `errors` the colours of the
+    strips' errors."""
 
     title: str
     rule: str
     groups: Mapping[str, Sequence[Case]]
-    group_label: str
+    group_label: str = ""
     first: str = ""
-    error_label: str = "error"
+    errors: Colours = "heat"
+    sheets: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Chart:
+    """A figure, drawn when it is asked for, with a text that says the same."""
+
     title: str
-    svg: Markup
+    draw: Callable[[], "Figure"]
     alt: str
     caption: str = ""
-    before: Markup | None = None  # in a comparison, where it differs
+    file: str = ""
     wide: bool = False
+    before: "Chart | None" = None  # in a comparison, where it differs
 
 
 @dataclass(frozen=True)
 class Steps:
-    """Images in columns with captions, a strip a line: along iterations, or unit by task."""
+    """Images in columns, a strip a line: along iterations, or unit by task."""
 
     title: str
-    captions: Sequence[str]
     strips: Sequence[Strip]
     caption: str = ""
+    file: str = ""
     open: bool = True  # whether it is shown before someone asks for it
+
+    @property
+    def columns(self) -> int:
+        return max((len(strip.images) for strip in self.strips), default=0)
 
 
 Block = Table | Gallery | Chart | Steps
@@ -156,11 +201,16 @@ class Summary:
 
 @dataclass(frozen=True)
 class Section:
+    """All of a problem: blocks are on the page, and in files where they name one; sheets are in
+    files alone. `rows` are tables for machines, by the name of their file."""
+
     problem: str
     title: str
     lead: str
-    summary: Summary | None
-    blocks: Sequence[Block]
+    summary: Summary | None = None
+    blocks: Sequence[Block] = ()
+    sheets: Sequence[Steps] = ()
+    rows: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
 
 
 @dataclass
@@ -170,9 +220,9 @@ class State:
     Attributes
     ----------
     runs : dict
-        ``problem``, ``method``, ``network`` and ``settings`` by name.
+        Entries of params.yaml by name, of which the ``problem`` is read.
     networks : dict
-        ``architecture``, ``arguments`` and ``training`` by name.
+        Likewise, of which the names are read.
     scoring : dict
         ``resamples`` and ``seed`` of the bootstrap.
     dataset : str
@@ -183,48 +233,38 @@ class State:
     """
 
     runs: Mapping[str, Mapping[str, Any]]
-    networks: Mapping[str, Mapping[str, Any]]
+    networks: Mapping[str, Any]
     scoring: Mapping[str, Any]
     dataset: str
     forgiving: bool = False
     chosen: dict[str, dict[str, list[int]]] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
 
+    @contextmanager
+    def noting(self) -> Iterator[None]:
+        """Where a missing file is forgiven, leave out the rest of the block and note the file."""
+        try:
+            yield
+        except (Refusal, BadInput) as refusal:
+            if not self.forgiving:
+                raise
+            text = str(refusal).split(";")[0]
+            if text not in self.missing:
+                self.missing.append(text)
+
     def scores(self, problem: str) -> dict[str, Scores]:
-        """Metrics of all runs of a problem, by name."""
+        """Metrics of all runs of a problem, by short name."""
         found = {}
         for name, entry in self.runs.items():
             if entry["problem"] == problem:
-                try:
-                    found[name] = read_json(metrics_path(name))
-                except Refusal as refusal:
-                    self.lacks(refusal)
+                with self.noting():
+                    found[short(name, problem)] = read_json(metrics_path(problem, name))
         return found
 
-    def arrays(self, name: str, *only: str) -> Arrays | None:
-        """Arrays of a run's reconstruction, or None where it is missing and that is forgiven."""
-        try:
-            return read_arrays(reconstruction_path(name), only=only)
-        except Refusal as refusal:
-            self.lacks(refusal)
-            return None
-
-    def seconds(self, path: Path) -> float | None:
-        """Seconds that a stage's own file names, or None where it is missing and that is
-        forgiven."""
-        try:
-            return float(read_json(path)["seconds"])
-        except Refusal as refusal:
-            self.lacks(refusal)
-            return None
-
-    def lacks(self, refusal: Refusal) -> None:
-        """Note what cannot be shown, or refuse."""
-        if not self.forgiving:
-            raise refusal
-        text = str(refusal).split(";")[0]
-        if text not in self.missing:
-            self.missing.append(text)
+    def arrays(self, problem: str, name: str, *only: str) -> Arrays:
+        """Arrays of a run's reconstruction, by its short name."""
+        (whole,) = (run for run in self.runs if run in (name, f"{problem}-{name}"))
+        return read_arrays(reconstruction_path(problem, whole), only=only)
 
     def choose(
         self, key: str, errors: NDArray[Any], *, among: NDArray[Any] | None = None
@@ -237,6 +277,21 @@ class State:
             found = cases_of(errors[places])
             self.chosen[key] = {c: [int(places[i]) for i in index] for c, index in found.items()}
         return self.chosen[key]
+
+    def cases(
+        self, key: str, errors: NDArray[Any], given: Mapping[str, NDArray[Any]], *, note: str
+    ) -> list[Case]:
+        """The cases of images by their errors (n,), with what is given of each (n, ...) by its
+        label. The note says whose errors they are, and by a format how they are written."""
+        return [
+            Case(
+                case,
+                note.format(errors[index].min(), errors[index].max()),
+                [Strip(k, x[index], f"{case}: {k}", given=True) for k, x in given.items()],
+                index,
+            )
+            for case, index in self.choose(key, errors).items()
+        ]
 
     def interval(self, values: NDArray[Any]) -> tuple[float, float]:
         """95 % bootstrap interval of the mean of (n,) values."""
@@ -283,8 +338,42 @@ def score(scores: Mapping[str, Any], key: str, form: str) -> Cell:
     return number(scores.get(key), form, scores.get(f"{key}_low"), scores.get(f"{key}_high"))
 
 
-def words(*texts: str) -> list[Cell]:
-    return [Cell(text) for text in texts]
+def scored(key: str, form: str, label: str, better: Better = "", hint: str = "") -> Column:
+    """A column of a score, whose key may be of a part: ``masks/bottom/mse``."""
+    *parts, last = key.split("/")
+
+    def cell(scores: Scores) -> Cell:
+        for part in parts:
+            scores = scores[part]
+        return score(scores, last, form)
+
+    return Column(label, better, hint, cell)
+
+
+METHOD, NETWORK = (
+    Column("method", cell=lambda scores: Cell(scores["method"])),
+    Column("network", cell=lambda scores: Cell(scores["network"])),
+)
+
+
+def tabulated(
+    title: str,
+    runs: Mapping[str, Scores],
+    columns: Sequence[Column],
+    *,
+    grey: Collection[str] | None = None,
+    note: str = "",
+) -> Table:
+    """A table of runs in their order; grey are those named or, without names, the trivial ones."""
+    rows = [
+        Row(
+            name,
+            [column.cell(scores) for column in columns],
+            trivial(scores) if grey is None else name in grey,
+        )
+        for name, scores in runs.items()
+    ]
+    return Table(title, columns, rows, note)
 
 
 def best_of(runs: Mapping[str, Scores], values: Mapping[str, float], *, better: Better) -> str:

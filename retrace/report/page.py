@@ -1,59 +1,29 @@
-"""The report as one page: what each problem achieves, tables, galleries, charts and provenance.
+"""Sections as one page that works offline, and what it says of where they come from."""
 
-`metrics/page.html` is a cached output of DVC: it holds what follows from its dependencies alone, so
-that the same inputs give the same bytes. The Git commit, the sum of dvc.lock, versions and the
-machine do not follow from them: while the stage runs, dvc.lock is still being written and will hold
-the sum of this very page, and the commit that will hold that dvc.lock does not exist. They are
-filled in afterwards: ``python -m stages.page --stamp`` (`make report`) copies the page to
-`metrics/report.html` and adds the state that the repository is in by then. That file is neither in
-Git nor in DVC's cache: it takes a moment to make.
-"""
-
-import argparse
 import hashlib
 import json
 import platform
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
-from retrace.pipeline.artifacts import DATASET, history_path, read_json, timing_path
-from retrace.pipeline.command import Refusal, run
-from retrace.pipeline.params import load
-from retrace.problems.autoencoding import show as autoencoding
-from retrace.problems.decoder_inversion import show as decoder_inversion
-from retrace.problems.imputation import show as imputation
-from retrace.problems.network_inversion import show as network_inversion
-from retrace.problems.training_data import show as training_data
+from retrace.git import NoRepository, git
+from retrace.pipeline.artifacts import DATASET, history_path, read_json, record_path
+from retrace.pipeline.command import Refusal
+from retrace.report import charts, pictures
+from retrace.report.files import write_text
 from retrace.report.model import Section, State
-from retrace.report.sheets import markdown, write_text
-from retrace.tracking.git import NoRepository, git
 
-PAGE = Path("metrics/page.html")
-REPORT = Path("metrics/report.html")
-TABLE = Path("metrics/page.md")
 LOCK = Path("dvc.lock")
-TEMPLATES = Path(__file__).parent / "sections" / "templates"
+TEMPLATES = Path(__file__).parent / "templates"
 LARGEST = 10_000_000  # bytes: what one may send by e-mail
-PROBLEMS = (imputation, training_data, network_inversion, decoder_inversion, autoencoding)
 PACKAGES = ("torch", "numpy", "scipy", "scikit-image", "scikit-learn", "dvc", "mlflow")
-STAMP = "<!-- state of the repository: python -m stages.page --stamp -->"
 Facts = Sequence[Sequence[str]]
-
-
-def present_state() -> State:
-    """The state that params.yaml describes."""
-    params = load()
-    return State(
-        runs={name: entry.model_dump() for name, entry in params.runs.items()},
-        networks={name: entry.model_dump() for name, entry in params.networks.items()},
-        scoring=params.scoring.model_dump(),
-        dataset=read_json(DATASET)["name"],
-    )
 
 
 def dataset_facts() -> list[tuple[str, str]]:
@@ -71,9 +41,15 @@ def dataset_facts() -> list[tuple[str, str]]:
 def stage_seconds(state: State) -> list[tuple[str, float]]:
     """Stages with a timing of their own, in the order of params.yaml: training, reconstruction."""
     paths = {f"train@{name}": history_path(name) for name in state.networks}
-    paths |= {f"reconstruct@{name}": timing_path(name) for name in state.runs}
-    seconds = {stage: state.seconds(path) for stage, path in paths.items()}
-    return [(stage, value) for stage, value in seconds.items() if value is not None]
+    paths |= {
+        f"reconstruct@{name}": record_path(entry["problem"], name)
+        for name, entry in state.runs.items()
+    }
+    seconds = []
+    for stage, path in paths.items():
+        with state.noting():
+            seconds.append((stage, float(read_json(path)["seconds"])))
+    return seconds
 
 
 def repository_facts() -> list[tuple[str, str]]:
@@ -97,8 +73,11 @@ def repository_facts() -> list[tuple[str, str]]:
 
 def versions() -> str:
     """Of Python and the packages that numbers depend on."""
-    found = [f"{name} {metadata.version(name)}" for name in PACKAGES]
-    return ", ".join([f"Python {platform.python_version()}", *found])
+    found = [f"Python {platform.python_version()}"]
+    for name in PACKAGES:
+        with suppress(metadata.PackageNotFoundError):
+            found.append(f"{name} {metadata.version(name)}")
+    return ", ".join(found)
 
 
 def machine() -> str:
@@ -114,13 +93,19 @@ def machine() -> str:
 
 def environment() -> Environment:
     """Templates that escape every value, and fail on a misspelt name."""
-    return Environment(
+    found = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    found.filters |= {
+        "address": pictures.address,
+        "kind": lambda block: type(block).__name__.lower(),
+        "svg": lambda chart, name: charts.svg(chart, name=name),
+    }
+    return found
 
 
 def rendered(
@@ -133,7 +118,6 @@ def rendered(
     states: tuple[str, str] | None = None,
     missing: Mapping[str, Sequence[str]] | None = None,
     parameters: Sequence[tuple[str, str, str]] = (),
-    stamp: bool = True,
 ) -> str:
     """The page as HTML.
 
@@ -150,8 +134,6 @@ def rendered(
         By state, what could not be shown.
     parameters : list of (path, value, value)
         That differ in a comparison.
-    stamp : bool
-        Whether to leave a place for the state of the repository.
     """
     template = environment().get_template("page.html")
     files = (TEMPLATES / name for name in ("page.css", "page.js"))
@@ -165,21 +147,10 @@ def rendered(
         states=states,
         missing=missing or {},
         parameters=parameters,
-        stamp=Markup(STAMP) if stamp else "",  # noqa: S704 (a constant)  # nosec B704
-        kind=lambda block: type(block).__name__.lower(),
         # Our own files, which are neither escaped nor taken for templates.
         style=Markup(style),  # noqa: S704  # nosec B704
         script=Markup(script),  # noqa: S704  # nosec B704
     )
-
-
-def stamped(page: str, facts: Facts) -> str:
-    """The page with facts in the place that was left for them."""
-    rows = Markup("").join(
-        Markup("<tr><th scope=row>{}</th><td>{}</td></tr>").format(name, value)
-        for name, value in facts
-    )
-    return page.replace(STAMP, str(escape(rows)))
 
 
 def write_page(path: Path, text: str) -> None:
@@ -188,66 +159,3 @@ def write_page(path: Path, text: str) -> None:
     if size > LARGEST:
         raise Refusal(f"{path} would have {size:,} bytes; at most {LARGEST:,} are allowed")
     write_text(path, text)
-
-
-def summary(parts: Sequence[Section]) -> str:
-    """The table of the first screen as Markdown, for the README."""
-    rows = [
-        [
-            part.title,
-            found.method,
-            f"**{found.result.text}**" + (f" ({interval})" if interval else ""),
-            found.measure,
-            found.baseline or "none",
-        ]
-        for part in parts
-        if (found := part.summary)
-        for interval in [found.result.interval]
-    ]
-    return markdown(["problem", "best method", "result", "what is measured", "trivial"], rows)
-
-
-def draw() -> None:
-    """Write metrics/page.html and metrics/page.md."""
-    state = present_state()
-    parts = [problem.section(state) for problem in PROBLEMS]
-    text = rendered(
-        parts,
-        title="What went into the network?",
-        dataset=state.dataset,
-        facts=dataset_facts(),
-        seconds=stage_seconds(state),
-    )
-    write_page(PAGE, text)
-    write_text(TABLE, summary(parts) + "\n")
-    print(f"{PAGE}: {PAGE.stat().st_size / 1e6:.1f} MB")
-
-
-def stamp() -> None:
-    """Write metrics/report.html: the page, and the state of the repository."""
-    if not PAGE.exists():
-        raise Refusal(f"{PAGE} is missing; `dvc repro page` makes it")
-    write_page(REPORT, stamped(PAGE.read_text(encoding="utf-8"), repository_facts()))
-    print(f"The report is {REPORT.resolve()} ({REPORT.stat().st_size / 1e6:.1f} MB)")
-
-
-def main(only_stamp: bool) -> None:
-    """Write the report as one page, metrics/page.html; with --stamp, copy it to
-    metrics/report.html and add Git commit, sum of dvc.lock, versions and machine."""
-    if only_stamp:
-        stamp()
-    else:
-        draw()
-
-
-def options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--stamp",
-        dest="only_stamp",
-        action="store_true",
-        help="add the state of the repository to a page that is there",
-    )
-
-
-if __name__ == "__main__":
-    run(main, arguments=options)

@@ -1,4 +1,4 @@
-"""`python -m stages.audit`: what a classifier gives away of some images, or one line."""
+"""`retrace audit` and `retrace.audit`: what a classifier gives away of some images, or one line."""
 
 import copy
 import json
@@ -20,6 +20,9 @@ from retrace.methods.training_data.row_differences import two_hidden_layers
 from retrace.networks.margin import Network, training_set
 from retrace.pipeline.artifacts import save_checkpoint, write_arrays
 from retrace.pipeline.command import Refusal, run
+from retrace.pipeline.params import load
+from retrace.problems.training_data import audit as library
+from retrace.types import BadInput
 
 pytestmark = pytest.mark.numerical
 PER_CLASS, FOUND = 3, range(4, 7)  # of six: how many differs from processor to processor
@@ -142,7 +145,11 @@ def layers(*widths: int, biases: int = 1, **others: torch.Tensor) -> dict[str, t
     return tensors | others
 
 
-def test_layers_are_ordered_by_their_numbers(tmp_path: Path) -> None:
+def network_in(path: Path) -> library.Plain:
+    return library.network_of(audit.read_weights(path)[0], shape=(28, 28))
+
+
+def test_layers_are_ordered_by_their_numbers() -> None:
     """10 behind 2, and the network computes what a Sequential of the same tensors does."""
     torch.manual_seed(0)
     sequential = torch.nn.Sequential(
@@ -152,8 +159,7 @@ def test_layers_are_ordered_by_their_numbers(tmp_path: Path) -> None:
         torch.nn.ReLU(),
         torch.nn.Linear(4, 1, bias=False),
     )
-    save_file(dict(sequential.state_dict()), tmp_path / "net.safetensors")
-    network, _ = audit.read_network(tmp_path / "net.safetensors", shape=(28, 28))
+    network = library.network_of(sequential, shape=(28, 28))
     weights, _ = two_hidden_layers(network)
     assert [tuple(weight.shape) for weight in weights] == [(5, 784), (4, 5), (1, 4)]
     torch.testing.assert_close(weights[1], sequential.state_dict()["10.weight"])
@@ -173,30 +179,30 @@ CANNOT: dict[str, tuple[dict[str, torch.Tensor], str]] = {
     "three hidden layers": (layers(784, 5, 5, 5, 1), "3 hidden layers; 2 are needed"),
     "no hidden layer": (layers(784, 1), "no hidden layer"),
     "no chain": (layers(784, 5, 5, 1) | {"2.weight": torch.ones(5, 6)}, "no chain"),
-    "other images": (layers(100, 5, 5, 1), "shape (n, 28, 28), 784 values each; "),
+    "other images": (layers(100, 5, 5, 1), "images has shape (n, 28, 28), 784 values each; "),
     "int8": (
         {k: v.to(torch.int8) for k, v in layers(784, 5, 5, 1).items()},
-        "0.bias holds I8; weights in BF16, F16, F32, F64 are read",
+        "0.bias holds torch.int8; floats of 16 bits and more are read",
     ),
     "one layer in bytes": (
         layers(784, 5, 5, 1) | {"2.weight": torch.ones(5, 5, dtype=torch.uint8)},
-        "2.weight holds U8",
+        "2.weight holds torch.uint8",
     ),
     "booleans": (
         layers(784, 5, 5, 1) | {"2.weight": torch.ones(5, 5, dtype=torch.bool)},
-        "2.weight holds BOOL",
+        "2.weight holds torch.bool",
     ),
     "float8": (
         layers(784, 5, 5, 1) | {"2.weight": torch.ones(5, 5).to(torch.float8_e4m3fn)},
-        "2.weight holds F8_E4M3",
+        "2.weight holds torch.float8_e4m3fn",
     ),
     "complex": (
         layers(784, 5, 5, 1) | {"0.weight": torch.ones(5, 784, dtype=torch.complex64)},
-        "0.weight holds C64",
+        "0.weight holds torch.complex64",
     ),
     "a mean in integers": (
         layers(784, 5, 5, 1) | {"mean": torch.zeros(784, dtype=torch.int64)},
-        "mean holds I64",
+        "mean holds torch.int64",
     ),
     "infinite as float32": (
         layers(784, 5, 5, 1) | {"0.bias": torch.full((5,), 1e300, dtype=torch.float64)},
@@ -209,27 +215,24 @@ CANNOT: dict[str, tuple[dict[str, torch.Tensor], str]] = {
         "`mean` and `shape` are not those",
     ),
     "a long bias": (layers(784, 5, 5, 1) | {"0.bias": torch.ones(6)}, "the bias of 0.weight"),
-    "nothing": ({"mean": torch.zeros(784)}, "holds no layer"),
+    "nothing": ({"mean": torch.zeros(784)}, "weights: no layer"),
 }
 
 
 @pytest.mark.parametrize("case", CANNOT)
-def test_what_the_attack_does_not_cover_is_one_line(case: str, tmp_path: Path) -> None:
+def test_what_the_attack_does_not_cover_is_one_line(case: str) -> None:
     tensors, said = CANNOT[case]
-    path = tmp_path / "net.safetensors"
-    save_file(tensors, path)
-    with pytest.raises(Refusal) as refusal:
-        audit.read_network(path, shape=(28, 28))
-    assert said in str(refusal.value) and "\n" not in str(refusal.value)
-    assert str(path) in str(refusal.value)
+    with pytest.raises(BadInput) as error:
+        library.network_of(tensors, shape=(28, 28))
+    assert said in str(error.value) and "\n" not in str(error.value)
+    assert str(error.value).startswith("images" if case == "other images" else "weights: ")
 
 
 @pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64])
 def test_weights_in_other_floats_are_read(kind: torch.dtype, tmp_path: Path) -> None:
     path = tmp_path / "net.safetensors"
     save_file({key: value.to(kind) for key, value in layers(784, 5, 5, 1).items()}, path)
-    network, _ = audit.read_network(path, shape=(28, 28))
-    weights, bias = two_hidden_layers(network)
+    weights, bias = two_hidden_layers(network_in(path))
     assert all(tensor.dtype == torch.float32 for tensor in (*weights, bias))
     torch.testing.assert_close(weights[0], torch.full((5, 784), 0.01), rtol=0.01, atol=0)
 
@@ -242,10 +245,11 @@ def test_our_checkpoints_are_held_to_the_same_types(workspace: Path) -> None:
         changed = {key: value.to(kind) for key, value in tensors.items()}
         save_file(changed, "changed.safetensors", metadata=header)
         with pytest.raises(Refusal, match=said):
-            audit.read_network(Path("changed.safetensors"), shape=(28, 28))
+            audit.read_weights(Path("changed.safetensors"))
     save_file({k: v.half() for k, v in tensors.items()}, "half.safetensors", metadata=header)
-    network, dataset = audit.read_network(Path("half.safetensors"), shape=(28, 28))
-    assert dataset == "digits" and two_hidden_layers(network)[1].dtype == torch.float32
+    assert audit.read_weights(Path("half.safetensors"))[1] == "digits"
+    network = network_in(Path("half.safetensors"))
+    assert two_hidden_layers(network)[1].dtype == torch.float32
 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "bin"])
@@ -266,13 +270,13 @@ def test_a_checkpoint_in_parts_is_refused_and_the_line_that_merges_it_works(
     path = Path(f"model.{suffix}.index.json")
     path.write_text(json.dumps(index))
     with pytest.raises(Refusal, match="the index of a checkpoint in parts, 2 here") as refusal:
-        audit.read_network(path, shape=(28, 28))
+        audit.read_weights(path)
     assert "\n" not in str(refusal.value)
     with pytest.raises(Refusal, match=f"part 1 of 2 of a checkpoint: .* model.{suffix}.index.json"):
-        audit.read_network(Path(names[0]), shape=(28, 28))
+        audit.read_weights(Path(names[0]))
     _, _, command = str(refusal.value).partition('python -c "')
     exec(compile(command.rstrip('"'), "command", "exec"), {})  # noqa: S102
-    network, _ = audit.read_network(Path("model.safetensors"), shape=(28, 28))
+    network = network_in(Path("model.safetensors"))
     torch.testing.assert_close(two_hidden_layers(network)[0][0], torch.full((5, 784), 0.01))
 
 
@@ -281,7 +285,7 @@ def test_another_json_is_one_line(text: str, tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors.index.json"
     path.write_text(text)
     with pytest.raises(Refusal, match=r"whole safetensors|index") as refusal:
-        audit.read_network(path, shape=(28, 28))
+        audit.read_weights(path)
     assert "\n" not in str(refusal.value)
 
 
@@ -316,13 +320,14 @@ def test_shapes_are_taken_where_they_are_unambiguous(case: str) -> None:
     given, inputs, wanted, taken = SHAPES[case]
 
     def shape() -> tuple[int, ...]:
-        return audit.image_shape(given, inputs=inputs, wanted=wanted, path=Path("net.safetensors"))
+        return library.fitting(given, inputs=inputs, wanted=wanted, name="images")
 
     if taken is None:
-        with pytest.raises(Refusal, match="allowed are") as refusal:
+        with pytest.raises(BadInput, match="allowed are") as error:
             shape()
-        assert f"(n, {', '.join(map(str, given))}), " in str(refusal.value)
-        assert f"net.safetensors takes {inputs}" in str(refusal.value)
+        shown = f"images has shape (n, {', '.join(map(str, given))}), "
+        assert str(error.value).startswith(shown)
+        assert f"the network takes {inputs}: " in str(error.value)
     else:
         assert shape() == taken
 
@@ -334,12 +339,12 @@ def test_a_pickle_is_not_read_and_the_line_that_converts_it_works(
     torch.save(layers(784, 5, 5, 1), "net.pt")
     monkeypatch.setattr(torch, "load", pytest.fail)
     with pytest.raises(Refusal, match="is a pickle") as refusal:
-        audit.read_network(Path("net.pt"), shape=(28, 28))
+        audit.read_weights(Path("net.pt"))
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
     _, _, command = str(refusal.value).partition('python -c "')
     exec(compile(command.rstrip('"'), "command", "exec"), {})  # noqa: S102
-    network, _ = audit.read_network(Path("net.safetensors"), shape=(28, 28))
+    network = network_in(Path("net.safetensors"))
     torch.testing.assert_close(two_hidden_layers(network)[0][0], torch.full((5, 784), 0.01))
 
 
@@ -356,7 +361,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "objects": ({"data": Path("objects.npy")}, "not a readable .npy"),
     "flat": ({"data": Path("flat.npy")}, "(n, rows, columns) is needed"),
     "none": ({"data": Path("zero.npy")}, "n from 1 on"),
-    "colours": ({"data": Path("colours.npy")}, "shape (n, 28, 28, 3), 2352 values each; models/"),
+    "colours": (
+        {"data": Path("colours.npy")},
+        "images has shape (n, 28, 28, 3), 2352 values each; ",
+    ),
     "bytes of 0 and 1": ({"data": Path("bits.npy")}, "no value is above 1, nearly black where 255"),
     "scaled twice": ({"data": Path("dark.npy")}, "no value is above 0.0039"),
     "not a number": ({"data": Path("nan.npy")}, "values from nan to nan; 0 to 1 is allowed"),
@@ -367,11 +375,11 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "range": ({"data": Path("range.npy")}, "values from 0 to 255; 0 to 1 is allowed"),
     "other size": (
         {"data": Path("small.npy")},
-        "(n, 8, 8), 64 values each; models/margin.safetensors takes 784",
+        "--data small.npy: images has shape (n, 8, 8), 64 values each; the network takes 784",
     ),
     "null of other size": (
         {"null": Path("small.npy")},
-        "the null (--null or `held_out`) has images",
+        "--null small.npy has shape (n, 8, 8)",
     ),
     "the same": (
         {"null": Path("data.npz")},
@@ -419,24 +427,22 @@ def test_bad_input_is_one_line_and_leaves_nothing(case: str, workspace: Path) ->
 def test_held_out_images_come_from_the_file_the_option_or_the_pipeline(
     workspace: Path, digit_splits: dict[str, dict[str, Any]]
 ) -> None:
-    digits = torch.from_numpy(digit_splits["test"]["images"]).float() / 255
-    images, own = digits[:4], digits[10:19]
-    options: dict[str, Any] = {"dataset": None, "path": Path("net.safetensors")}
-    torch.testing.assert_close(audit.held_out_for(images, own, **options), own)
-    torch.testing.assert_close(audit.held_out_for(images, own[..., None], **options), own)
-    np.savez("with.npz", images=images.numpy(), held_out=(own.numpy() * 255).astype(np.uint8))
-    arrays = audit.read_images(Path("with.npz"), option="--data")
-    torch.testing.assert_close(arrays["held_out"], own, atol=1 / 255, rtol=0)
-    with np.load("data/validation.npz") as file:
-        expected = torch.from_numpy(file["images"]).float() / 255
-    for dataset in (None, "digits"):
-        found = audit.held_out_for(images, None, **{**options, "dataset": dataset})
-        torch.testing.assert_close(found, expected)  # all there are
+    with np.load("data.npz") as file:
+        images = file["images"]
+    own = digit_splits["test"]["images"][10:19]
+    assert found(images=images, held_out=own)["null_n"] == 9
+    np.save("own.npy", own[:8, ..., None])
+    called(data=Path("given.npz"), null=Path("own.npy"))
+    scores = json.loads(Path("audit.json").read_text())
+    assert scores["null_n"] == 8 and scores["null"] == "own.npy"
+    for dataset in (None, "digits"):  # all there are
+        taken = audit.validation_images(dataset)
+        np.testing.assert_array_equal(taken, digit_splits["validation"]["images"])
     with pytest.raises(Refusal, match=r"trained on mnist, .* are of digits: give --null FILE"):
-        audit.held_out_for(images, None, **{**options, "dataset": "mnist"})
+        audit.validation_images("mnist")
     Path("data/validation.npz").unlink()
     with pytest.raises(Refusal, match="give --null FILE, or `held_out`"):
-        audit.held_out_for(images, None, **options)
+        audit.validation_images(None)
 
 
 def found(**arrays: Any) -> dict[str, Any]:
@@ -519,6 +525,29 @@ def test_one_channel_gives_the_same_numbers(workspace: Path, axis: int) -> None:
     got = found(images=np.expand_dims(images, axis))
     for key in ("identified", "threshold", "matched", "null_matched", "null_n"):
         assert got[key] == scores[key]
+
+
+def test_tensors_of_ones_own_give_what_the_command_says(
+    workspace: Path, classifier: tuple[Network, torch.Tensor]
+) -> None:
+    """A module as it stands in memory and a tensor of images; nothing is written."""
+    called()
+    scores = json.loads(Path("audit.json").read_text())
+    with np.load("data.npz") as file:
+        images = torch.from_numpy(file["images"])
+    before = sorted(workspace.rglob("*"))
+    result = library.audit(
+        classifier[0],
+        images,
+        audit.validation_images(None),
+        distinct_null=True,
+        **audit.settings_of("sparse_span", load()),
+    )
+    for key in ("identified", "threshold", "matched", "null_n", "null_removed", "claim"):
+        assert result.scores[key] == scores[key]
+    assert f"{scores['identified']} of 9" in str(result)
+    assert result.candidates.shape[1:] == (28, 28)
+    assert sorted(workspace.rglob("*")) == before
 
 
 def test_colours_work_to_the_end(workspace: Path) -> None:

@@ -1,4 +1,4 @@
-"""`python -m stages.complete`: one's own image, completed, or one line that says why not."""
+"""`retrace complete`: one's own image, completed, or one line that says why not."""
 
 import os
 import sys
@@ -64,7 +64,7 @@ def pixels(name: str) -> "np.ndarray[Any, Any]":
 def stochastic(monkeypatch: pytest.MonkeyPatch, **answers: Any) -> None:
     """Let every imputation method answer so; each value is made from the observation."""
 
-    def reconstruct(network: Any, observed: torch.Tensor, *, value: str, callback: Any) -> Any:
+    def reconstruct(network: Any, observed: torch.Tensor, *, value: str) -> Any:
         assert observed.shape == (1, 28, 28) and bool(observed.isnan().any())
         return {key: make(observed) for key, make in answers.items()}
 
@@ -124,8 +124,8 @@ def test_plausible_completions_and_uncertainty_are_drawn(
     assert height > 2 * ROW
     observed = np.full((28, 28), np.nan)
     observed[:14] = 0.25
-    found = complete.complete(torch.from_numpy(observed).float(), method="mean", params=load())
-    assert found.samples.shape == (8, 28, 28)
+    found = complete.completed_by("mean", observed, load())
+    assert found.samples is not None and found.samples.shape == (8, 28, 28)
     np.testing.assert_array_equal(found.samples[:, :14], 0.25)
     np.testing.assert_allclose(found.samples[:, 20, 20], np.arange(0, 256, 32) / 255)
     assert found.deviation is not None
@@ -153,7 +153,7 @@ def test_the_default_is_combined_where_there_is_such_a_run(
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "mask": ({"mask": "botom"}, "allowed are bottom, random_50, or an image file"),
-    "method": ({"method": "magic"}, "allowed are mean, known, ridge"),
+    "method": ({"method": "magic"}, "allowed are mean, ridge, known"),
     "checkpoint": ({"method": "known"}, "`dvc repro train@ffnn` makes it"),
     "image": ({"image": "params.yaml"}, "not an image"),
     "no image": ({"image": "six.png"}, "is missing"),
@@ -225,7 +225,7 @@ def test_a_name_that_cannot_be_printed_loses_nothing(
     mask = np.zeros((28, 28), np.uint8)
     mask[14:] = 255
     Image.fromarray(mask).save("mask-" + name)
-    command = (sys.executable, "-m", "stages.complete", name, "--mask", "mask-" + name)
+    command = (sys.executable, "-m", "retrace", "complete", name, "--mask", "mask-" + name)
     sheet = "sheet-" + name
     done = execute(
         *command, "--out", sheet, cwd=workspace, PYTHONIOENCODING=encoding, PYTHONPATH=str(ROOT)
@@ -233,7 +233,7 @@ def test_a_name_that_cannot_be_printed_loses_nothing(
     assert "Traceback" not in done.stderr and "mean squared error" in done.stdout
     assert Path(sheet).exists() and Path(sheet).with_name(f"{Path(sheet).stem}_28x28.png").exists()
     failed = execute(
-        *command[:3],
+        *command[:4],
         "no-" + name,
         cwd=workspace,
         check=False,

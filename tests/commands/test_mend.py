@@ -308,10 +308,10 @@ def test_dvc_works_where_there_is_no_repository(
         extra["PATH"] = without_git(tmp_path)
     dvc = str(Path(sys.executable).parent / "dvc")
     assert execute(dvc, "status", cwd=plain, check=False, **extra).returncode
-    told = execute(sys.executable, "-m", "stages.mend", cwd=plain, **extra).stdout
+    told = execute(sys.executable, "-m", "retrace", "mend", cwd=plain, **extra).stdout
     assert told.count("\n") == 1 and "dvc config --local --unset core.no_scm" in told
-    assert not execute(sys.executable, "-m", "stages.mend", cwd=plain, **extra).stdout
+    assert not execute(sys.executable, "-m", "retrace", "mend", cwd=plain, **extra).stdout
     assert "train@x" in execute(dvc, "status", cwd=plain, **extra).stdout
     execute("git", "init", "--quiet", cwd=plain)
     execute(dvc, "config", "--local", "--unset", "core.no_scm", cwd=plain)
-    assert not execute(sys.executable, "-m", "stages.mend", cwd=plain, **extra).stdout
+    assert not execute(sys.executable, "-m", "retrace", "mend", cwd=plain, **extra).stdout

@@ -22,7 +22,8 @@ def clone(make_workspace: Callable[[Path], Path], tmp_path_factory: pytest.TempP
     folder = make_workspace(tmp_path_factory.mktemp("place") / HOSTILE)
     (folder / "demo.yaml").write_text("{}\n", encoding="utf-8")  # the parameters are tiny already
     execute("dvc", "repro", "train@linear", cwd=folder)
-    execute(sys.executable, "-c", "import stages.demo as d; d.prepare(d.FOLDER)", cwd=folder)
+    script = "import retrace.commands.demo as d; d.prepare(d.FOLDER)"
+    execute(sys.executable, "-c", script, cwd=folder)
     execute("dvc", "repro", "download", cwd=folder / "demo")
     return folder
 
@@ -61,7 +62,7 @@ def test_a_broken_lock_is_not_published(text: str, tmp_path: Path) -> None:
     (tmp_path / "dvc.lock").write_text(text, encoding="utf-8")
     script = "from retrace.tracking.runs import read_lock; read_lock()"
     done = execute(sys.executable, "-c", script, cwd=tmp_path, check=False, PYTHONPATH=str(ROOT))
-    assert "dvc.lock is broken; `python -m stages.mend` mends it" in done.stderr.splitlines()[-1]
+    assert "dvc.lock is broken; `retrace mend` mends it" in done.stderr.splitlines()[-1]
 
 
 def test_a_folder_in_place_of_the_store_is_refused(tmp_path: Path) -> None:
@@ -91,21 +92,9 @@ def test_make_runs_the_python_of_a_folder_of_any_name(target: str, made: Path) -
     store.mkdir()
     (store / "mlflow.db").touch()
     said = execute("make", "--silent", target, cwd=made, STORE=HOSTILE).stdout.splitlines()
-    there = store if target in ("track", "ui") else made
-    python, _, command = said[0].partition(" -m ")
+    there = store if target == "track" else made
+    assert said[0].startswith(f"{made}/.venv/bin/python -m ")
     assert said[1] == str(there)
-    if target == "ui":  # MLflow's own path must not hold a %
-        assert "%" not in python and not Path(python).exists()
-        assert command.endswith(" --backend-store-uri sqlite:///mlflow.db")
-    else:
-        assert python == f"{made}/.venv/bin/python"
-
-
-def test_make_ui_makes_no_store(made: Path) -> None:
-    result = execute("make", "--silent", "ui", cwd=made, check=False, STORE="typo")
-    assert result.returncode == 2
-    assert result.stderr.startswith("retrace: typo/mlflow.db is missing; `make track` makes it\n")
-    assert not (made / "typo").exists()
 
 
 @pytest.mark.parametrize("name", ["a:b", "{a", "a}"])
@@ -127,7 +116,7 @@ def test_the_demo_refuses_before_it_makes_anything(
     make_workspace: Callable[[Path], Path], tmp_path: Path
 ) -> None:
     folder = make_workspace(tmp_path / "{a}")
-    result = execute(sys.executable, "-m", "stages.demo", cwd=folder, check=False)
+    result = execute(sys.executable, "-m", "retrace", "demo", cwd=folder, check=False)
     assert result.returncode == 2 and result.stderr.startswith("retrace: the path ")
     assert result.stderr.count("\n") == 1
     assert not (folder / "demo").exists()

@@ -14,15 +14,14 @@ import pytest
 import torch
 from conftest import ROOT, TINY, write_params
 
-from retrace.checks import check_sweeps
 from retrace.commands import sweep
-from retrace.commands.jobs import Job, work
-from retrace.commands.trials import Range, sweep_of
 from retrace.execution import engine
 from retrace.pipeline.artifacts import read_json, write_arrays, write_json
 from retrace.pipeline.command import Refusal
 from retrace.pipeline.params import Params, load
-from retrace.problems import score
+from retrace.sweeps import results, running
+from retrace.sweeps.running import Plan, Task
+from retrace.sweeps.trials import Figure, Range, check_sweeps, sweep_of
 
 KNOWN = "runs.imputation-known.settings"
 FIGURE = {"metric": "mse", "x": f"{KNOWN}.steps", "lines": f"{KNOWN}.start"}
@@ -60,8 +59,10 @@ def test_a_grid_is_every_combination_and_none_twice() -> None:
 
 def test_a_trial_is_whole_but_small() -> None:
     params = sweep_of(with_sweep(fixed={"masks.images": 3}), "small").trials[0].params
-    assert set(params.runs) == {"imputation-known"}
+    # The ratio to ridge takes ridge's run, the agreement the classifier.
+    assert set(params.runs) == {"imputation-known", "imputation-ridge"}
     assert set(params.networks) == {"ffnn", "gaussian", "classifier"}
+    assert set(params.problems) == {"imputation"}
     assert params.masks.images == 3 and not params.sweeps
     assert params.runs["imputation-known"].settings["steps"] == 2
     assert TINY["runs"]["imputation-known"]["settings"]["steps"] == 5  # not changed in place
@@ -162,7 +163,7 @@ def test_the_sweeps_of_params_yaml_are_whole() -> None:
 
 
 class Here:
-    """An engine that works in this process, and counts the folders that it was asked for."""
+    """An engine that works in this process, and counts what it was asked for."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.made: Counter[str] = Counter()
@@ -170,27 +171,24 @@ class Here:
         monkeypatch.setattr(engine, "run", self.run)
 
     def run(
-        self, function: Callable[[Job], str | None], jobs: Sequence[Job]
-    ) -> Iterator[tuple[int, str | None]]:
-        for i in reversed(range(len(jobs))):  # as workers do, in any order
-            kind = Path(jobs[i].folder).parent.name
+        self, function: Callable[[Task], Any], tasks: Sequence[Task]
+    ) -> Iterator[tuple[int, Any]]:
+        for i in reversed(range(len(tasks))):  # as workers do, in any order
             if self.stop_after is not None and self.made["trials"] == self.stop_after:
                 raise KeyboardInterrupt
-            self.made[kind] += 1
-            yield i, function(jobs[i])
+            self.made["trials" if tasks[i].path else "networks"] += 1
+            yield i, function(tasks[i])
 
 
 @pytest.fixture
 def workspace(
     digit_splits: dict[str, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Path:
-    """Splits and code, and no network yet."""
+    """Splits, and no network yet."""
     monkeypatch.chdir(tmp_path)
     # What a trial sets in its worker's environment is taken back here.
     monkeypatch.setenv("RETRACE_ENGINE", "local")
     monkeypatch.setenv("RETRACE_WORKERS", "1")
-    Path("stages").symlink_to(ROOT / "stages")
-    shutil.copyfile(ROOT / "dvc.yaml", "dvc.yaml")
     for part, arrays in digit_splits.items():
         write_arrays(Path(f"data/{part}.npz"), {**arrays, "dataset": np.array("digits")})
     sums = {"train": "1", "test": "2"}
@@ -217,11 +215,11 @@ def test_trials_are_made_once_share_networks_and_go_on_after_an_interrupt(
     here.stop_after = 2
     with pytest.raises(KeyboardInterrupt):
         sweep.main("small")
-    assert here.made == {"networks": 3, "grounds": 1, "trials": 2}
+    assert here.made == {"networks": 3, "trials": 2}
     assert not Path("metrics/sweeps/small.csv").exists()
     here.stop_after = None
     sweep.main("small")
-    assert here.made == {"networks": 3, "grounds": 1, "trials": 4}
+    assert here.made == {"networks": 3, "trials": 4}
     rows = table("small")
     assert [row[f"{KNOWN}.start"] for row in rows] == ["mean", "noise", "mean", "noise"]
     assert len({row["trial"] for row in rows}) == 4 and not any(row["refused"] for row in rows)
@@ -235,7 +233,7 @@ def test_trials_are_made_once_share_networks_and_go_on_after_an_interrupt(
     more["vary"][0][f"{KNOWN}.steps"] = [2, 4, 5]
     write_params(workspace, {**TINY, "sweeps": {"small": more}})
     sweep.main("small")
-    assert here.made == {"networks": 3, "grounds": 1, "trials": 6}
+    assert here.made == {"networks": 3, "trials": 6}
     assert table("small")[:4] == rows
     shutil.rmtree("data/sweeps")
     sweep.main("small")
@@ -243,49 +241,57 @@ def test_trials_are_made_once_share_networks_and_go_on_after_an_interrupt(
     assert not list(Path("data").rglob("*.part")) and not Path("data/observed").exists()
 
 
-@pytest.mark.parametrize("elsewhere", [False, True])
-def test_the_links_of_a_trial_hold_after_a_move(
-    elsewhere: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in ("RETRACE_ENGINE", "RETRACE_WORKERS"):  # what `work` sets is taken back
-        monkeypatch.setenv(name, "")
-    repository = tmp_path / "before"
-    (repository / "data").mkdir(parents=True)
-    (repository / "data/test.npz").write_text("arrays")
-    if elsewhere:  # on another disk, which does not move
-        (tmp_path / "other" / "disk").mkdir(parents=True)
-        (repository / "data/sweeps").symlink_to(tmp_path / "other" / "disk")
-    links = {"data/test.npz": str(repository / "data/test.npz")}
-    work(Job(str(repository / "data/sweeps/trials/one"), {}, links, []))
-    if not elsewhere:
-        repository = repository.rename(tmp_path / "after")
-    assert (repository / "data/sweeps/trials/one/data/test.npz").read_text() == "arrays"
-
-
 def test_a_trial_scores_as_the_stages_do(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The metrics file of a trial with params.yaml's own values is the pipeline's."""
-    from retrace.data import masks
-    from retrace.problems import baselines
-    from stages import reconstruct, train
+    """The scores of a trial with params.yaml's own values are those in the pipeline's metrics."""
+    from stages import masks, observe, reconstruct, score, train
 
-    unchanged = {**ABLATE, "vary": [{f"{KNOWN}.steps": [5]}], "figure": {"metric": "mse"}}
-    write_params(workspace, {**TINY, "sweeps": {"small": unchanged}})
+    runs = {
+        *("autoencoding-ffnn", "imputation-known", "training_data-sparse_span"),
+        *("decoder_inversion-gauss_newton", "network_inversion-linear"),
+    }
+    unchanged = {
+        "runs": sorted(runs),
+        "search": "grid",
+        "vary": [{"scoring.seed": [0]}],
+        "figure": {"metric": "imputation-known/mse"},
+    }
+    content = {**TINY, "runs": {name: TINY["runs"][name] for name in [*runs, "imputation-ridge"]}}
+    write_params(workspace, {**content, "sweeps": {"small": unchanged}})
     Here(monkeypatch)
     sweep.main("small")
     (row,) = table("small")
-    found = read_json(Path(f"data/sweeps/trials/{row['trial']}/metrics/imputation-known.json"))
-    for network in ("gaussian", "classifier", "ffnn"):
+    found = read_json(Path(f"data/sweeps/trials/{row['trial']}.json"))["runs"]
+    assert found.keys() == {*runs, "imputation-ridge"} and "imputation-ridge/mse" not in row
+    for network in ("gaussian", "classifier", "ffnn", "margin", "linear", "vae"):
         train.main(network)
     masks.main()
-    baselines.main()
-    reconstruct.main("imputation-known")
-    score.main("imputation-known")
-    expected = read_json(Path("metrics/imputation-known.json"))
-    assert found.pop("seconds") != expected.pop("seconds")
-    assert found == expected
-    assert float(row["mse"]) == pytest.approx(
-        np.mean([mask["mse"] for mask in expected["masks"].values()]), rel=1e-5
-    )
+    for problem in content["problems"]:
+        observe.main(problem)
+    for name in content["runs"]:
+        reconstruct.main(name)
+    timed = ("training_seconds", "seconds_per_1000")
+    for problem in content["problems"]:
+        score.main(problem)
+        for name in content["runs"]:
+            if content["runs"][name]["problem"] == problem:
+                expected = read_json(Path(f"metrics/{problem}/{name}.json"))
+                scores = found[name]["scores"]
+                assert scores.keys() <= expected.keys()
+                kept = {key: value for key, value in scores.items() if key not in timed}
+                assert kept == {key: expected[key] for key in kept}
+    masked = read_json(Path("metrics/imputation/imputation-known.json"))["masks"].values()
+    for key in ("mse", "mse_over_ridge"):
+        mean = np.mean([mask[key] for mask in masked])
+        assert float(row[f"imputation-known/{key}"]) == pytest.approx(mean, rel=1e-5)
+
+
+def test_what_params_yaml_leaves_to_a_default_may_vary() -> None:
+    key = "problems.training_data.settings.public"
+    assert "settings" not in TINY["problems"]["training_data"]
+    spaces = [{f"{NETWORK}.seed": [1]}, {key: [5]}]
+    sweeps = {"small": {**TRAIN, "vary": spaces}}
+    params = Params.model_validate({**TINY, "sweeps": sweeps})
+    assert values_of(params) == [(1, 2000), (0, 5)]
 
 
 def test_a_refused_trial_is_a_row_and_the_others_go_on(
@@ -295,7 +301,7 @@ def test_a_refused_trial_is_a_row_and_the_others_go_on(
     write_params(workspace, {**TINY, "sweeps": {"small": TRAIN}})
     here = Here(monkeypatch)
     sweep.main("small")
-    assert here.made == {"networks": 6, "grounds": 1, "trials": 4}
+    assert here.made == {"networks": 6, "trials": 6}
     rows = table("small")
     assert [bool(row["refused"]) for row in rows] == [False] * 4 + [True] * 2
     assert re.search("per_class", rows[4]["refused"]) and rows[4]["identified"] == ""
@@ -303,7 +309,7 @@ def test_a_refused_trial_is_a_row_and_the_others_go_on(
     share = float(rows[0]["identified"]) / float(rows[0]["n"])
     assert float(rows[0]["identified_share"]) == pytest.approx(share)
     sweep.main("small")
-    assert here.made["trials"] == 4
+    assert here.made["trials"] == 6
 
 
 def test_networks_of_the_pipeline_are_used_while_dvc_lock_says_that_they_fit(
@@ -330,7 +336,7 @@ def test_networks_of_the_pipeline_are_used_while_dvc_lock_says_that_they_fit(
                 "params": {
                     "params.yaml": {f"networks.{name}": TINY["networks"][name], "device": device}
                 },
-                "deps": [entry("data/train.npz"), entry("stages/train.py")],
+                "deps": [entry("data/train.npz"), {"path": "retrace/pipeline", "md5": "0.dir"}],
                 "outs": [entry(f"models/{name}.safetensors"), entry(f"models/{name}.json")],
             }
             for name in ("gaussian", "classifier", "ffnn")
@@ -340,23 +346,23 @@ def test_networks_of_the_pipeline_are_used_while_dvc_lock_says_that_they_fit(
     lock()
     here = Here(monkeypatch)
     sweep.main("small")
-    assert here.made == {"grounds": 1, "trials": 4}
+    assert here.made == {"trials": 4}
     rows = table("small")
     # Of other data: all are trained anew, and the trials give what they gave.
     lock(**{"data/train.npz": "0"})
     shutil.rmtree("data/sweeps")
     sweep.main("small")
-    assert here.made == {"networks": 3, "grounds": 2, "trials": 8}
+    assert here.made == {"networks": 3, "trials": 8}
     assert same(table("small")) == same(rows)
     # Nor are those of another device taken.
     lock(device="auto")
-    plan = sweep.Plan(load())
-    folder = plan.add(sweep_of(load(), "small").trials[0])
-    assert len(plan.stages[1]) == 3
+    plan = Plan(load())
+    file = plan.add(sweep_of(load(), "small").trials[0])
+    assert len(plan.networks) == 3
     write_params(workspace, {**content, "device": "auto"})
-    plan = sweep.Plan(load())
-    assert plan.add(sweep_of(load(), "small").trials[0]) != folder
-    assert not plan.stages[1]
+    plan = Plan(load())
+    assert plan.add(sweep_of(load(), "small").trials[0]) != file
+    assert not plan.networks
     write_params(workspace, content)
     # A trial that changes the network itself does not take the pipeline's.
     lock()
@@ -364,7 +370,7 @@ def test_networks_of_the_pipeline_are_used_while_dvc_lock_says_that_they_fit(
     varied = {**ABLATE, "vary": [{path: [0, 1]}], "figure": {"metric": "mse", "x": path}}
     write_params(workspace, {**TINY, "sweeps": {"small": varied}})
     sweep.main("small")
-    assert here.made == {"networks": 4, "grounds": 2, "trials": 10}
+    assert here.made == {"networks": 4, "trials": 10}
 
 
 def test_two_sweeps_at_once_and_missing_data_are_one_line(
@@ -373,9 +379,9 @@ def test_two_sweeps_at_once_and_missing_data_are_one_line(
     from filelock import FileLock
 
     write_params(workspace, {**TINY, "sweeps": {"small": ABLATE}})
-    sweep.FOLDER.mkdir(parents=True)
+    running.FOLDER.mkdir(parents=True)
     with (
-        FileLock(sweep.FOLDER / "lock"),
+        FileLock(running.FOLDER / "lock"),
         pytest.raises(Refusal, match="another sweep is running here"),
     ):
         sweep.main("small")
@@ -397,11 +403,18 @@ def test_a_changed_split_is_made_for_the_trial(
     write_params(workspace, {**TINY, "sweeps": {"small": varied}})
     here = Here(monkeypatch)
     sweep.main("small")
-    assert here.made == {"data": 1, "networks": 2, "grounds": 2, "trials": 2}
-    (split,) = Path("data/sweeps/data").iterdir()
-    with np.load(split / "data/train.npz") as other, np.load("data/train.npz") as own:
-        assert other["images"].shape == own["images"].shape
-        assert not np.array_equal(other["images"], own["images"])
+    assert here.made == {"networks": 2, "trials": 2}
+    own, other = (row["trial"] for row in table("small"))
+    observed = []
+    for name, trial in zip((own, other), sweep_of(load(), "small").trials, strict=True):
+        task = Plan(load())
+        task.add(trial)
+        (planned,) = task.trials.values()
+        assert Path(planned.path).stem == name
+        with running.working(planned) as (_, split):
+            observed.append(split("train")[0])
+    assert observed[0].shape == observed[1].shape and not torch.equal(*observed)
+    assert torch.equal(observed[0], images)
 
 
 @pytest.mark.filterwarnings("ignore")  # MLflow's own
@@ -411,8 +424,9 @@ def test_a_sweep_is_one_run_with_a_child_for_each_trial_and_published_once(
     monkeypatch.delenv("DVC_ROOT", raising=False)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     from retrace.tracking import runs as track
+    from retrace.tracking import store
 
-    monkeypatch.setattr(track, "SERVER", f"sqlite:///{workspace}/mlflow.db")
+    monkeypatch.setattr(store, "SERVER", f"sqlite:///{workspace}/mlflow.db")
     file = workspace / "small.csv"
     file.write_text("trial\n")
     trials = [
@@ -463,9 +477,7 @@ def test_a_sweep_is_one_run_with_a_child_for_each_trial_and_published_once(
 
 
 def test_a_figure_shows_every_value_and_refuses_a_metric_that_no_trial_has(tmp_path: Path) -> None:
-    from retrace.commands.trials import Figure
-
-    rows: list[sweep.Row] = [
+    rows: list[results.Row] = [
         {"a.width": width, "a.kind": kind, "mse": (i + 1) ** 3}
         for i, (width, kind) in enumerate([(1, "x"), (100, "x"), (100, "y"), (10, "y")])
     ]
@@ -476,9 +488,9 @@ def test_a_figure_shows_every_value_and_refuses_a_metric_that_no_trial_has(tmp_p
         Figure(metric="mse", x="a.width", lines="a.kind"),
         Figure(metric="mse", x="a.kind", columns="a.width"),
     ):
-        sweep.draw(file, rows, keys, figure, title="small")
+        results.draw(file, rows, keys, figure, title="small")
         assert file.read_bytes().startswith(b"\x89PNG")
         file.unlink()
     with pytest.raises(Refusal, match="no trial has the metric 'psnr'"):
-        sweep.draw(file, rows, keys, Figure(metric="psnr"), title="small")
+        results.draw(file, rows, keys, Figure(metric="psnr"), title="small")
     assert not file.exists()

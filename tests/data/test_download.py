@@ -22,6 +22,8 @@ from retrace.data import download, split
 from retrace.data.vision import datasets
 from retrace.pipeline.artifacts import DATASET, read_arrays, read_json, split_path
 from retrace.pipeline.command import Refusal, one_line
+from stages import download as fetching
+from stages import split as splitting
 
 SIZES = {"train": 40, "t10k": 10}
 
@@ -94,7 +96,7 @@ def test_the_variable_wins_over_the_parameter(
 ) -> None:
     choose(workspace, name="mnist", mirror="http://127.0.0.1:9/nowhere")
     monkeypatch.setenv(download.MIRROR_VARIABLE, str(published))
-    download.main()
+    fetching.main()
     assert f"mnist: from {published}" in capsys.readouterr().out
     assert "train-images-idx3-ubyte.gz" in raw_files(workspace)
 
@@ -103,7 +105,7 @@ def test_a_url_serves_as_a_mirror(
     workspace: Path, server: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     choose(workspace, name="mnist", mirror=server)
-    download.main()
+    fetching.main()
     assert f"mnist: from {server}" in capsys.readouterr().out
 
 
@@ -129,7 +131,7 @@ def test_a_damaged_file_is_refused_and_fetched_anew(
         victim.write_bytes(whole[:-9] if damage == "truncated" else whole[:-9] + bytes(9))
     monkeypatch.setenv(download.MIRROR_VARIABLE, str(own))
     choose(workspace, name="mnist", mirror=server)
-    download.main()
+    fetching.main()
     printed = capsys.readouterr().out
     assert f"{victim.name} is {'missing' if damage == 'missing' else 'corrupt'}" in printed
     assert f"mnist: from {server}" in printed
@@ -147,7 +149,7 @@ def test_a_file_url_serves_as_a_mirror(
         f"file:{quote(str(folder))}",
     ):
         choose(workspace, name="mnist", mirror=url)
-        download.main()
+        fetching.main()
         assert f"mnist: from {url}" in capsys.readouterr().out
         assert len(raw_files(workspace)) == 8
         shutil.rmtree(workspace / "data")
@@ -204,7 +206,7 @@ def falls_back(
     """One line on the source that fails, then the next one delivers; give the line."""
     monkeypatch.setenv(download.MIRROR_VARIABLE, source)
     choose(workspace, name="mnist", mirror=str(published))
-    download.main()
+    fetching.main()
     failed, took = capsys.readouterr().out.splitlines()
     assert (
         failed.startswith(f"{one_line(source)}: ")
@@ -280,14 +282,14 @@ def test_a_full_disk_is_no_fault_of_the_source(
     monkeypatch.setattr(shutil, "copyfile", full)
     choose(workspace, name="mnist", mirror=str(published))
     with pytest.raises(OSError, match="No space left"):
-        download.main()
+        fetching.main()
     assert not list((workspace / "data").iterdir())
 
 
 def test_a_folder_of_a_user_that_there_is_not(workspace: Path) -> None:
     choose(workspace, name="folder", path="~nobody-of-that-name/x")
     with pytest.raises(Refusal, match=r"data\.path = .~nobody-of-that-name/x.: .*home directory"):
-        download.main()
+        fetching.main()
 
 
 def test_with_no_source_the_old_files_stay_and_the_line_says_what_was_tried(
@@ -299,7 +301,7 @@ def test_with_no_source_the_old_files_stay_and_the_line_says_what_was_tried(
     old.write_text("old")
     monkeypatch.setenv(download.MIRROR_VARIABLE, str(tmp_path / "empty"))
     with pytest.raises(Refusal) as refusal:
-        download.main()
+        fetching.main()
     text = str(refusal.value)
     for part in (str(tmp_path / "empty"), "http://127.0.0.1:9/", "RETRACE_DATA_MIRROR", "digits"):
         assert part in text
@@ -313,8 +315,8 @@ def test_splits_are_seeded_disjoint_and_recorded(
 ) -> None:
     monkeypatch.setenv(download.MIRROR_VARIABLE, str(published))
     choose(workspace, name="mnist")
-    download.main()
-    split.main()
+    fetching.main()
+    splitting.main()
     description = read_json(DATASET)
     assert description["sizes"] == {"train": 32, "validation": 8, "test": 10}
     assert str(published) not in DATASET.read_text()
@@ -326,7 +328,7 @@ def test_splits_are_seeded_disjoint_and_recorded(
     drawn = np.concatenate([parts["train"]["images"], parts["validation"]["images"]])
     assert len(np.unique(drawn.reshape(40, -1), axis=0)) == 40
     before = split_path("train").read_bytes()
-    split.main()
+    splitting.main()
     assert split_path("train").read_bytes() == before
 
 
@@ -347,7 +349,7 @@ def test_mnist_itself_splits_into_48000_12000_10000(
 ) -> None:
     monkeypatch.setenv(download.MIRROR_VARIABLE, str(MNIST))
     choose(workspace, name="mnist")
-    download.main()
+    fetching.main()
     training, test, _ = split.read_raw("mnist")
     parts = split.split(training, test, validation=0.2, seed=0)
     sizes = {part: len(arrays["images"]) for part, arrays in parts.items()}

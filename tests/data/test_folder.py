@@ -18,13 +18,11 @@ import yaml
 from conftest import ROOT, TINY, execute, write_params
 from PIL import Image
 
-from retrace.data import download, masks, split
 from retrace.data.conversion import convert
 from retrace.data.folder import check_classes, read_folder
 from retrace.pipeline.artifacts import DATASET, read_arrays, read_json, read_split, split_path
 from retrace.pipeline.command import Refusal
-from retrace.problems import baselines, score
-from stages import reconstruct, train
+from stages import download, masks, observe, reconstruct, score, split, train
 
 OWN = {**TINY["data"], "name": "folder", "path": "pictures"}
 NAMES = ("nought", "one", "two")  # sorted as the digits are
@@ -81,11 +79,10 @@ def test_from_files_to_scores(workspace: Path, digit_splits: dict[str, Any]) -> 
     for network in ("gaussian", "classifier"):
         train.main(network)
     masks.main()
-    baselines.main()
-    # Of another problem, but a file that the score of every run may open.
+    observe.main("imputation")
     reconstruct.main("imputation-mean")
-    score.main("imputation-mean")
-    scores = read_json(Path("metrics/imputation-mean.json"))
+    score.main("imputation")
+    scores = read_json(Path("metrics/imputation/imputation-mean.json"))
     assert scores["dataset"] == "folder" and scores["n"] == 5
     images, _ = read_split("test")
     known = read_split("train")[0].mean(dim=0)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import psutil  # type: ignore[import-untyped]
 import pytest
-from conftest import ROOT, TINY, write_params
+from conftest import TINY, write_params
 
 from retrace.commands import sweep
 from retrace.data.masks import missing_pixels
@@ -142,12 +142,12 @@ def test_shards_on_a_broken_cluster_give_the_bytes_of_one_process(
     some = images[:1000]
     mask = missing_pixels(RandomPixels(kind="random", share=0.5), count=1000, seed=0)
     masked = np.where(mask, np.nan, some.numpy())[None]
-    dataset = np.array("digits")
-    write_arrays(Path("data/observed/imputation.npz"), {"observed": masked, "dataset": dataset})
+    given = {"observed": masked, "dataset": np.array("digits"), "each": np.array(True)}
+    write_arrays(Path("data/observed/imputation.npz"), given)
     settings = {**TINY["runs"]["imputation-known"]["settings"], "steps": 150, "restarts": 3}
     entry = {**TINY["runs"]["imputation-known"], "settings": settings}
     write_params(tmp_path, {**TINY, "runs": {"imputation-known": entry}})
-    file = Path("data/reconstructions/imputation-known.npz")
+    file = Path("data/reconstructions/imputation/imputation-known.npz")
     monkeypatch.setattr(shards, "STARTING", float("inf"))
     reconstruct.main("imputation-known")
     expected = file.read_bytes()
@@ -172,8 +172,6 @@ def test_a_sweep_on_a_broken_cluster_loses_and_doubles_no_trial(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sweep, "publish", lambda *args, **more: None)
-    Path("stages").symlink_to(ROOT / "stages")
-    shutil.copyfile(ROOT / "dvc.yaml", "dvc.yaml")
     for part, arrays in digit_splits.items():
         write_arrays(Path(f"data/{part}.npz"), {**arrays, "dataset": np.array("digits")})
     write_json(Path("data/dataset.json"), {"name": "digits", "sha256": {"train": "1"}})
@@ -189,11 +187,11 @@ def test_a_sweep_on_a_broken_cluster_loses_and_doubles_no_trial(
     assert cluster.killed and cluster.node_killed
     found = rows_of(Path("metrics/sweeps/small.csv"))
     assert len({row["trial"] for row in found}) == 6 and not any(row["refused"] for row in found)
-    trials = {path.name for path in Path("data/sweeps/trials").iterdir() if path.name[0] != "."}
+    trials = {path.stem for path in Path("data/sweeps/trials").iterdir()}
     assert trials == {row["trial"] for row in found}
     # The same trials in this process alone give the same table.
     monkeypatch.setattr(
-        engine, "run", lambda function, jobs: [(i, function(job)) for i, job in enumerate(jobs)]
+        engine, "run", lambda function, tasks: [(i, function(task)) for i, task in enumerate(tasks)]
     )
     shutil.rmtree("data/sweeps")
     sweep.main("small")
@@ -202,7 +200,8 @@ def test_a_sweep_on_a_broken_cluster_loses_and_doubles_no_trial(
 
 def test_workers_run_the_code_that_is_here(cluster: Killer) -> None:
     """Digests of a module there and here, whatever version is installed beside it."""
-    expression = "__import__('inspect').getsource(__import__('stages.shards').shards)"
+    module = "__import__('retrace.execution.shards').execution.shards"
+    expression = f"__import__('inspect').getsource({module})"
     ((_, source),) = cluster.original(eval, [expression])  # nothing is killed
     assert source == Path(shards.__file__).read_text(encoding="utf-8")
 

@@ -20,7 +20,7 @@ from retrace.data.masks import missing_pixels
 from retrace.execution import engine, shards
 from retrace.methods.imputation import backpropagation
 from retrace.networks import dense, vae
-from retrace.pipeline.artifacts import save_checkpoint, write_arrays
+from retrace.pipeline.artifacts import reconstruction_path, save_checkpoint, write_arrays
 from retrace.pipeline.command import Refusal
 from retrace.pipeline.params import Mask, RandomPixels, Rectangle
 from stages import reconstruct
@@ -91,7 +91,7 @@ def workspace(images: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     some = images[:IMAGES]
     hidden = [missing_pixels(mask, count=IMAGES, seed=i) for i, mask in enumerate(MASKS)]
     masked = np.stack([np.where(missing, np.nan, some.numpy()) for missing in hidden])
-    dataset = {"dataset": np.array("digits")}
+    dataset = {"dataset": np.array("digits"), "each": np.array(True)}
     write_arrays(Path("data/observed/imputation.npz"), {"observed": masked, **dataset})
     with torch.no_grad():
         outputs = built["vae"].decode(torch.randn(IMAGES, 3)).double()
@@ -110,14 +110,15 @@ def workspace(images: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
             run: {"problem": problem, "method": method, "network": network, "settings": settings}
             for run, (problem, method, network, settings) in RUNS.items()
         },
-        "scoring": {"resamples": 100, "ridge": 0.1, "seed": 0},
+        "problems": {},
+        "scoring": {"resamples": 100, "seed": 0},
     }
     Path("params.yaml").write_text(json.dumps(params), encoding="utf-8")
     return tmp_path
 
 
 def arrays_of(run: str) -> dict[str, Any]:
-    with np.load(f"data/reconstructions/{run}.npz") as file:
+    with np.load(reconstruction_path(run.partition("-")[0], run)) as file:
         return {key: file[key] for key in file.files}
 
 
@@ -140,8 +141,9 @@ def test_one_two_and_three_workers_give_the_same_bytes(
         for workers in numbers:
             monkeypatch.setenv("RETRACE_WORKERS", str(workers))
             reconstruct.main(run)
-            files[run].append(Path(f"data/reconstructions/{run}.npz").read_bytes())
-            timing = json.loads(Path(f"data/reconstructions/{run}.json").read_text())
+            made = reconstruction_path(run.partition("-")[0], run)
+            files[run].append(made.read_bytes())
+            timing = json.loads(made.with_suffix(".json").read_text())
             assert 10**7 < timing["peak_memory"] < 10**11
     assert sent == [3, 3, 2]  # shards that workers solved
     assert all(len(set(contents)) == 1 for contents in files.values())
@@ -368,7 +370,7 @@ def test_threads_wait_briefly_unless_the_user_says_otherwise(
 ) -> None:
     hidden = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
     environment = {k: v for k, v in os.environ.items() if k not in hidden} | given
-    script = "import os, stages; print(os.environ.get('GOMP_SPINCOUNT'))"
+    script = "import os, retrace; print(os.environ.get('GOMP_SPINCOUNT'))"
     done = subprocess.run(
         [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True
     )

@@ -52,16 +52,14 @@ STAGES = [
     ("data", "check"),
     ("data", "download"),
     ("data", "split"),
-    ("data/observed", "masks"),
-    ("data/observed", "observe autoencoding"),
+    ("data", "masks"),
+    ("data/observed", "observe imputation"),
     ("models", "train classifier"),
     ("models", "train margin"),
     ("data/reconstructions", "reconstruct imputation-mean"),
     ("data/reconstructions", "reconstruct training_data-sparse_span"),
-    ("metrics", "score imputation-mean"),
-    ("metrics", "baselines"),
+    ("metrics", "score imputation"),
     ("metrics", "report"),
-    ("metrics", "summary"),
 ]
 
 

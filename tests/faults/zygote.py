@@ -63,10 +63,10 @@ def stage(command: str, environment: dict[str, str], cwd: str) -> NoReturn:
     fake = clock()
     sys.modules["time"] = fake
     for name, module in list(sys.modules.items()):
-        if name.startswith("stages.") and hasattr(module, "time"):
+        if name.startswith(("retrace.", "stages.")) and hasattr(module, "time"):
             module.time = fake  # type: ignore[attr-defined]
     # Memory is like time: never the same twice.
-    sys.modules["stages.shards"].peak_memory = lambda: 0  # type: ignore[attr-defined]
+    sys.modules["retrace.execution.shards"].peak_memory = lambda: 0  # type: ignore[attr-defined]
     code: Any = 0
     try:
         with warnings.catch_warnings():
@@ -121,8 +121,8 @@ def main() -> None:
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
     for name in PRELOADED:
         importlib.import_module(name)
-    for path in sorted((ROOT / "stages").rglob("*.py")):
-        if path.name != "__init__.py":
+    for path in sorted([*(ROOT / "retrace").rglob("*.py"), *(ROOT / "stages").glob("*.py")]):
+        if path.name not in ("__init__.py", "__main__.py"):
             importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
     import torch
 

@@ -1,35 +1,28 @@
 """The scores of attacks on training data: closed forms, brute force, and the files they go into."""
 
-import copy
-import csv
 import gzip
 import io
 import itertools
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import MNIST, TINY, write_params
+from conftest import MNIST
 from PIL import Image
 from torch import Tensor
 
-from retrace.measures import identification
+from retrace.measures import identification, quality
 from retrace.measures.identification import Truth
 from retrace.networks.margin import Network
-from retrace.pipeline.artifacts import write_arrays, write_json
-from retrace.pipeline.command import Refusal
-from retrace.pipeline.params import load
-from retrace.problems import score
-from retrace.problems.training_data import show as training_data
-from retrace.report import sheets as report
+from retrace.pipeline.artifacts import write_json
+from retrace.problems.training_data import score
 from retrace.report.pictures import GAP, mosaic, split_rows
 from retrace.tracking import runs as track
+from retrace.types import BadInput
 
 pytestmark = pytest.mark.numerical
 
@@ -44,7 +37,7 @@ COLOURS = {**PARITY, "examples": "colours", "per_class": 6}
 
 
 def means(values: dict[str, Tensor]) -> dict[str, float]:
-    return score.means_with_intervals(values, resamples=200, seed=0)
+    return quality.means_with_intervals(values, resamples=200, seed=0)
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +56,7 @@ def truth(split: tuple[Tensor, Tensor]) -> Truth:
 def scored(candidates: Tensor, truth: Truth) -> dict[str, Any]:
     """Scores of candidates (K, 784)."""
     estimate = candidates.reshape(-1, 28, 28)
-    return score.score_training_data(estimate, truth, means=means)
+    return score.score_candidates(estimate, truth, means=means)
 
 
 def with_correlation(image: Tensor, mean: Tensor, cosine: float, *, seed: int) -> Tensor:
@@ -104,9 +97,9 @@ def test_without_an_image_to_hold_out_training_images_are_refused(
     few = split[0][:40], torch.arange(40) % 2
     settings = {**PARITY, "per_class": 19}
     assert len(identification.truth_of(few, settings, where="here").held_out) == 2
-    with pytest.raises(Refusal, match=r"here\.per_class = 20: .* at most 19 are allowed"):
+    with pytest.raises(BadInput, match=r"here\.per_class = 20: .* at most 19 are allowed"):
         identification.truth_of(few, {**settings, "per_class": 20}, where="here")
-    with pytest.raises(Refusal, match=r"here\.examples is missing"):
+    with pytest.raises(BadInput, match=r"here\.examples is missing"):
         identification.truth_of(split, {"epochs": 3}, where="here")
 
 
@@ -390,7 +383,7 @@ def test_a_colour_is_recovered_for_all_its_images(split: tuple[Tensor, Tensor]) 
     images = truth.images.unflatten(1, (3, 8, 8))
 
     def colour_scores(estimate: Tensor) -> tuple[float, int]:
-        got = score.score_training_data(estimate, truth, means=means)
+        got = score.score_candidates(estimate, truth, means=means)
         assert "median_ssim" not in got
         return got["colour_error"], got["colours_recovered"]
 
@@ -403,7 +396,7 @@ def test_a_colour_is_recovered_for_all_its_images(split: tuple[Tensor, Tensor]) 
     assert colour_scores(images[:5]) == (1.0, 6)
     assert colour_scores(images[:0]) == (1.0, 0)
     grey = torch.cat([images, images.new_full(images.shape, 0.5)])
-    assert score.score_training_data(grey, truth, means=means)["colour_precision"] == 0.5
+    assert score.score_candidates(grey, truth, means=means)["colour_precision"] == 0.5
 
 
 @pytest.mark.parametrize("identified", [True, False])
@@ -427,33 +420,6 @@ def test_rows_are_filled_with_white_and_colours_stay() -> None:
     assert picture[0, 0].tolist() == [255, 0, 0]
     assert picture[-10, -10].tolist() == [255, 255, 255]
     assert split_rows(images[:0], columns=4) == []
-
-
-@pytest.mark.parametrize("training", [PARITY, COLOURS], ids=["parity", "colours"])
-@pytest.mark.parametrize("count", [0, 3, 40])
-def test_pictures_of_candidates_have_the_same_size_whatever_was_found(
-    split: tuple[Tensor, Tensor], training: dict[str, Any], count: int
-) -> None:
-    truth = identification.truth_of(split, training, where="here")
-    shape = (28, 28) if training is PARITY else (3, 8, 8)
-    images = truth.images.unflatten(1, shape).numpy()
-    estimate = images[:count]
-    picture = report.training_data_picture(estimate, truth, threshold=0.9, title="title")
-    snapshots = np.stack([estimate[None, :8]] * 2)  # (S, 1, <= 8, ...)
-    arrays = {"estimate": estimate, "snapshots": snapshots, "snapshot_steps": np.array([0, 9])}
-    shown = list(track.training_data_pictures(arrays, truth, threshold=0.9))
-    if count == 0:
-        assert picture is None and shown == []
-        return
-    assert picture is not None and picture.mode == "RGB"
-    rows = -(-min(len(estimate), 30) // 10)
-    assert picture.width > 10 * 58 and picture.height > rows * 2 * 58
-    assert [(key, step) for key, step, _ in shown] == [
-        ("identified", 0),
-        ("candidates", 0),
-        ("candidates", 9),
-    ]
-    assert shown[0][2].shape == ((2 if count == 3 else 4) * 58, 4 * 58, 3)
 
 
 def test_scores_are_charted_in_groups() -> None:
@@ -486,118 +452,3 @@ def test_first_layers_of_both_shapes_are_drawn() -> None:
         assert picture.shape == (rows * 58, 4 * 58, 3)
         assert (picture[0, 0] == 255).all() and (abs(picture[40, 40].astype(int) - 127) <= 1).all()
         assert (picture[0, 58] == 255).all()  # all of the next unit's weights are its largest
-
-
-@pytest.fixture
-def workspace(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    digit_splits: dict[str, dict[str, Any]],
-    split: tuple[Tensor, Tensor],
-) -> Path:
-    """Three attacks on two networks, reconstructed: exact copies, nothing, and colours."""
-    monkeypatch.chdir(tmp_path)
-    params = copy.deepcopy(TINY)
-    params["runs"] = {}
-    for network, training in (("parity", PARITY), ("colours", COLOURS)):
-        params["networks"][network] = {
-            "architecture": "margin",
-            "arguments": {},
-            "training": training,
-        }
-        write_json(Path(f"models/{network}.json"), {"seconds": 3.0, "epochs": []})
-    dataset = np.array("digits")
-    write_arrays(Path("data/train.npz"), {**digit_splits["train"], "dataset": dataset})
-    truth = identification.truth_of(split, PARITY, where="here")
-    toy = identification.truth_of(split, COLOURS, where="here")
-    for name, network, estimate in (
-        ("copies", "parity", truth.images.flip(0).unflatten(1, (28, 28))),
-        ("nothing", "parity", torch.zeros(0, 28, 28)),
-        ("toy", "colours", toy.images.unflatten(1, (3, 8, 8))),
-    ):
-        run = f"training_data-{name}"
-        params["runs"][run] = {
-            "problem": "training_data",
-            "method": "kkt",
-            "network": network,
-            "settings": {"seed": 5},
-        }
-        arrays = {"estimate": estimate.numpy(), "dataset": dataset}
-        write_arrays(Path(f"data/reconstructions/{run}.npz"), arrays)
-        write_json(Path(f"data/reconstructions/{run}.json"), {"started": 0.0, "seconds": 2.0})
-    write_params(tmp_path, params)
-    return tmp_path
-
-
-def test_scores_and_report_of_files(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    runs = load().runs
-    for name in runs:
-        score.main(name)
-    assert "training_data-copies: identified 40" in capsys.readouterr().out
-    scores = {name: json.loads(Path(f"metrics/{name}.json").read_text()) for name in runs}
-    copies = scores["training_data-copies"]
-    assert {"dataset", "problem", "method", "network", "n", "seed", "seconds"} <= set(copies)
-    assert copies["dataset"] == "digits" and copies["n"] == 40 and copies["seed"] == 5
-    assert copies["training_seconds"] == 3 and copies["seconds"] == 2
-    headlines = [json.loads(p.read_text()) for p in Path("metrics/headline").glob("*.json")]
-    assert all(len(headline) <= 14 for headline in headlines)
-    assert all("matched_99" in headline for headline in headlines)
-
-    text = "\n".join(report.report_training_data(scores, load(), dataset="digits"))
-    row = next(line for line in text.splitlines() if line.startswith("| `copies`"))
-    null = copies["null_matched"]
-    count = copies["null_n"]
-    assert count > 1000 and copies["null_duplicates"] >= 0
-    cells = [f"40 / {null[bar]} ({null[bar] / count:.1%})" for bar in ("0.90", "0.95", "0.99")]
-    assert f"| 40 | {count:,} | 40 (" in row and f"| {' | '.join(cells)} |" in row
-    assert row.endswith("| 0.0000 | 3 | 2 |")
-    assert "| `toy` | kkt | `colours` | 12 | 12 / 12 | 0.000 | 1.00 | 3 | 2 |" in text
-    folder = Path("metrics/report")
-    assert sorted(path.name for path in folder.iterdir()) == [
-        "training_data.csv",
-        "training_data_copies.png",
-        "training_data_curve.png",
-        "training_data_toy.png",
-    ]
-    # Scores of earlier code, which had as many held-out images as training images.
-    old = {key: value for key, value in copies.items() if not key.startswith("null_n")}
-    assert "| 40 | 40 | 40 (" in report.training_data_table({"copies": old})
-    with (folder / "training_data.csv").open(encoding="utf-8") as file:
-        rows = {row["run"]: row for row in csv.DictReader(file)}
-    assert rows["copies"]["matched_0.99"] == "40" and rows["nothing"]["median_mse"] == ""
-    assert rows["toy"]["colours_recovered"] == "12"
-
-
-def test_the_page_says_of_how_many_held_out_images(workspace: Path) -> None:
-    """Of scores of earlier code, which had as many as training images, too."""
-    score.main("training_data-copies")
-    new = json.loads(Path("metrics/training_data-copies.json").read_text())
-    old = {key: value for key, value in new.items() if key not in ("null_n", "null_bound")}
-    runs = {"training_data-new": new, "training_data-old": old | {"null_identified": 0}}
-    state: Any = SimpleNamespace(networks={})
-    table = training_data.digits_table(state, runs, order=list(runs))
-    place = [column.label for column in table.columns].index("null")
-    cells = [row.cells[place] for row in table.rows]
-    assert cells[0].text == f"{new['null_identified']} of {new['null_n']:,}"
-    assert cells[0].interval == f"all such: below {new['null_bound']:.1%}"
-    assert (cells[1].text, cells[1].interval) == ("0 of 40", "")
-
-
-def test_histories_without_validation_are_no_learning_curves(workspace: Path) -> None:
-    params = load()
-    attacked = {name: params.networks[name] for name in ("parity", "colours")}
-    margin = {"epoch": 10.0, "timestamp": 0.0, "smallest_margin": 1.0}
-    write_json(Path("models/colours.json"), {"seconds": 3.0, "epochs": [margin]})
-    assert report.training_rows(params.model_copy(update={"networks": attacked})) == []
-
-
-def test_an_estimate_of_another_shape_is_refused(workspace: Path) -> None:
-    path = Path("data/reconstructions/training_data-copies.npz")
-    dataset = np.array("digits")
-    write_arrays(path, {"estimate": np.zeros((2, 5, 5), np.float32), "dataset": dataset})
-    with pytest.raises(Refusal, match=r"\(5, 5\); 784 values are expected"):
-        score.main("training_data-copies")
-    wrong = np.full((2, 28, 28), np.nan, np.float32)
-    write_arrays(path, {"estimate": wrong, "dataset": dataset})
-    with pytest.raises(Refusal, match="not finite"):
-        score.main("training_data-copies")

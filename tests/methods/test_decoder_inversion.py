@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from retrace.problems.optima import PENALTIES
 from scipy.optimize import least_squares, lsq_linear
 from torch import Tensor
 
@@ -17,20 +16,24 @@ from retrace.methods.decoder_inversion import (
     gradient,
     layerwise,
 )
-from retrace.methods.decoder_inversion._decoder import decode, jacobian, weighted_solutions
+from retrace.methods.decoder_inversion._decoder import (
+    activations,
+    decode,
+    jacobian,
+    pulled_back,
+    slopes,
+    weighted_solutions,
+)
 from retrace.networks import dense, vae
 from retrace.pipeline.command import Refusal
 from retrace.problems.decoder_inversion import score as decoder_inversion
+from retrace.problems.decoder_inversion.observe import PENALTIES, best_objectives
+from retrace.types import BadInput
 
 pytestmark = pytest.mark.numerical
 
 SIZE = 4
-LAYERWISE: dict[str, Any] = {
-    "precision": "float64",
-    "output_clamp": 0.0,
-    "hidden_clamp": 0.0,
-    "weights": "none",
-}
+LAYERWISE: dict[str, Any] = {"weights": "none"}
 GAUSS_NEWTON: dict[str, Any] = {
     "penalty": 0.0,
     "starts": 4,
@@ -49,23 +52,13 @@ GRADIENT: dict[str, Any] = {
     "restarts": 2,
     "seed": 0,
 }
-BOUNDED: dict[str, Any] = {
-    "precision": "float64",
-    "output_clamp": 0.001,
-    "hidden_clamp": 0.001,
-    "iterations": 60,
-}
 METHODS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "layerwise": (layerwise.reconstruct, LAYERWISE),
-    "bounded": (bounded.reconstruct, BOUNDED),
+    "bounded": (bounded.reconstruct, {}),
     "gauss_newton": (gauss_newton.reconstruct, GAUSS_NEWTON),
     "gradient": (gradient.reconstruct, GRADIENT),
     "encoder": (encoder.reconstruct, {}),
 }
-
-
-def silent(step: int, loss: Tensor, estimate: Tensor) -> None:
-    pass
 
 
 def network_of(gain: float) -> vae.Network:
@@ -106,10 +99,35 @@ def worst(answer: dict[str, Tensor], codes: Tensor) -> float:
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")  # torch's own
 def test_the_jacobian_is_that_of_torch(weights: list[Tensor], codes: Tensor) -> None:
-    pixels, slopes = jacobian(weights, codes)
+    by_layer = slopes(activations(weights, codes))
     expected = torch.func.vmap(torch.func.jacfwd(lambda z: decode(weights, z)))(codes)
-    torch.testing.assert_close(slopes.transpose(1, 2), expected)
-    torch.testing.assert_close(pixels, decode(weights, codes))
+    torch.testing.assert_close(jacobian(weights, by_layer).mT, expected)
+    error = torch.randn(len(codes), 784, generator=torch.Generator().manual_seed(0)).double()
+    gradient = (expected.mT @ error.unsqueeze(2)).squeeze(2)
+    torch.testing.assert_close(pulled_back(weights, by_layer, error), gradient)
+
+
+def test_the_normal_equations_are_those_of_the_jacobian(
+    weights: list[Tensor], codes: Tensor, on_range: Tensor
+) -> None:
+    """In float64, but for the rounding of the Jacobian to float32; the gradient is exact."""
+    layers, images = activations(weights, codes), on_range.flatten(1).flip(0)
+    j = jacobian(weights, slopes(layers))
+    found = gauss_newton.normal_equations(weights, layers, images, codes, penalty=0.1)
+    expected = j @ j.mT + 0.1 * torch.eye(SIZE, dtype=torch.float64)
+    torch.testing.assert_close(found[0], expected, rtol=1e-5, atol=1e-5)
+    gradient = (j @ (layers[-1] - images).unsqueeze(2)).squeeze(2) + 0.1 * codes
+    torch.testing.assert_close(found[1], gradient, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_works_with_its_defaults(name: str, network: vae.Network) -> None:
+    codes = torch.randn(6, SIZE, generator=torch.Generator().manual_seed(5))
+    images = network.decode(codes).double()
+    answer = METHODS[name][0](network, images)
+    assert answer["estimate"].shape == (6, SIZE) and answer["estimate"].isfinite().all()
+    if name in ("layerwise", "gauss_newton"):
+        assert worst(answer, codes) < 0.1
 
 
 def test_the_decoder_of_the_methods_is_that_of_the_network(
@@ -158,7 +176,7 @@ def test_without_clamps_the_layerwise_inverse_is_exact_on_the_range(
     rows: str, network: vae.Network, on_range: Tensor, codes: Tensor
 ) -> None:
     settings = {**LAYERWISE, "weights": rows}
-    answer = layerwise.reconstruct(network, on_range, **settings, callback=silent)
+    answer = layerwise.reconstruct(network, on_range, **settings)
     assert worst(answer, codes) < 1e-8
     assert answer["converged"].all()
 
@@ -181,7 +199,7 @@ def test_clamps_destroy_what_saturated_units_hold() -> None:
     network.float()
     clamped = {**LAYERWISE, "output_clamp": 0.001, "hidden_clamp": 0.001}
     errors = [
-        worst(layerwise.reconstruct(network, x, **settings, callback=silent), codes)
+        worst(layerwise.reconstruct(network, x, **settings), codes)
         for settings in (clamped, {**LAYERWISE, "weights": "relative"})
     ]
     assert errors[1] < 1e-3 * errors[0]
@@ -217,7 +235,7 @@ def test_bounded_least_squares_is_that_of_scipy(weights: list[Tensor]) -> None:
 def test_gauss_newton_finds_every_code_on_the_range(
     network: vae.Network, on_range: Tensor, codes: Tensor
 ) -> None:
-    answer = gauss_newton.reconstruct(network, on_range, **GAUSS_NEWTON, callback=silent)
+    answer = gauss_newton.reconstruct(network, on_range, **GAUSS_NEWTON)
     assert worst(answer, codes) <= 1e-10
     assert answer["converged"].all()
     assert answer["residual"].max() < 1e-25
@@ -254,13 +272,13 @@ def test_a_failure_is_told_for_its_image_and_more_rounds_never_make_it_worse(
     residuals = []
     for rounds in (1, 3):
         settings = {**GAUSS_NEWTON, "rounds": rounds, "iterations": 15, "tolerance": 1e-14}
-        answer = gauss_newton.reconstruct(network, x, **settings, callback=silent)
+        answer = gauss_newton.reconstruct(network, x, **settings)
         assert answer["converged"][:5].all()
         assert (answer["residual"][5:] > 1e-3).all()
         residuals.append(answer["residual"])
     assert (residuals[1] <= residuals[0] * (1 + 1e-12) + 1e-30).all()
     settings = {**GAUSS_NEWTON, "rounds": 1, "iterations": 1}
-    answer = gauss_newton.reconstruct(network, x, **settings, callback=silent)
+    answer = gauss_newton.reconstruct(network, x, **settings)
     assert not answer["converged"][5:].any()
 
 
@@ -269,7 +287,7 @@ def test_gradient_lowers_what_the_encoder_starts_from_and_loses_to_gauss_newton(
 ) -> None:
     x = images[:10].double()
     residuals = {
-        name: METHODS[name][0](network, x, **METHODS[name][1], callback=silent)["residual"].mean()
+        name: METHODS[name][0](network, x, **METHODS[name][1])["residual"].mean()
         for name in ("encoder", "gradient", "gauss_newton")
     }
     assert residuals["gauss_newton"] <= residuals["gradient"] < residuals["encoder"]
@@ -289,7 +307,7 @@ def test_every_method_gives_the_same_twice_and_estimates_in_float64(
     name: str, network: vae.Network, on_range: Tensor
 ) -> None:
     method, settings = METHODS[name]
-    first, second = (method(network, on_range[:4], **settings, callback=silent) for _ in range(2))
+    first, second = (method(network, on_range[:4], **settings) for _ in range(2))
     assert first["estimate"].dtype == torch.float64
     assert first["estimate"].shape == (4, SIZE)
     assert first["converged"].dtype == torch.bool
@@ -310,15 +328,15 @@ def test_what_no_decoder_put_out_is_refused(
         r"outside \[0, 1\]": 2 * on_range,
     }
     for message, x in wrong.items():
-        with pytest.raises(Refusal, match=message):
-            method(network, x, **settings, callback=silent)
+        with pytest.raises(BadInput, match=message):
+            method(network, x, **settings)
     other = dense.Network(widths=[8], gain=1.0, dropout=0.0)
-    with pytest.raises(Refusal, match="no decoder"):
-        method(other, on_range, **settings, callback=silent)
+    with pytest.raises(BadInput, match="no decoder"):
+        method(other, on_range, **settings)
 
 
 def test_a_decoder_without_an_inverse_is_refused() -> None:
-    with pytest.raises(Refusal, match="no inverse"):
+    with pytest.raises(BadInput, match=r"widths = \[16, 32\].*no inverse"):
         vae.Network(code_size=8, widths=[16, 32], weighting="elbo", divergence_weight=1.0)
 
 
@@ -385,6 +403,19 @@ def test_scores_of_what_does_not_fit_are_refused(
             truth,
             other if change == "network" else network,
         )
+
+
+def test_the_best_objective_is_none_that_a_run_could_beat(
+    network: vae.Network, images: Tensor
+) -> None:
+    x = images[:3].double()
+    best = best_objectives(network, x)
+    assert best.shape == (len(PENALTIES), 3)
+    for penalty, objective in zip(PENALTIES, best, strict=True):
+        settings = {**GAUSS_NEWTON, "penalty": penalty}
+        answer = gauss_newton.reconstruct(network, x, **settings)
+        reached = 784 * answer["residual"] + penalty * answer["estimate"].square().sum(dim=1)
+        assert (objective <= 1.001 * reached).all()
 
 
 def test_the_optima_are_known_for_the_penalties_of_the_runs() -> None:

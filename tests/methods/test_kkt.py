@@ -14,6 +14,7 @@ from retrace.networks import convolutional
 from retrace.networks.margin import Network
 from retrace.pipeline.command import Refusal
 from retrace.pipeline.params import bind
+from retrace.types import BadInput
 
 pytestmark = pytest.mark.numerical
 
@@ -34,16 +35,19 @@ SETTING = kkt.Setting(*(SETTINGS[name] for name in kkt.Setting._fields))
 RUN: dict[str, Any] = {name: SETTINGS[name] for name in ("candidates", "multiplier_rate", "seed")}
 
 
-def silent(step: int, loss: Tensor, estimate: Tensor) -> None:
-    pass
-
-
 def small(*widths: int) -> Network:
     """A random network in float64; sees images of 4 x 4."""
     torch.manual_seed(0)
     network = Network(shape=[4, 4], widths=list(widths), first_deviation=0.3).double()
     network.mean.uniform_(0.2, 0.6)
     return network
+
+
+def target_of(network: Network) -> kkt.Target:
+    """As `reconstruct` makes it."""
+    weights, bias = kkt.homogeneous_layers(network)
+    end = torch.ones_like(network.mean)
+    return kkt.Target(weights, bias, kkt.factored(weights), -end, end)
 
 
 class ModifiedRelu(torch.autograd.Function):
@@ -110,6 +114,17 @@ def attack_by_autograd(
     return x.detach(), multipliers.detach(), float(loss.detach())
 
 
+def loss_and_gradients(
+    target: kkt.Target, point: tuple[Tensor, Tensor, Tensor], setting: kkt.Setting
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of `kkt.unexplained`, with respect to x and the multipliers."""
+    x, multipliers, signs = point
+    variables = x.clone().requires_grad_(), multipliers.clone().requires_grad_()
+    loss = kkt.unexplained(target, *variables, signs, setting)
+    of_x, of_multipliers = torch.autograd.grad(loss, variables)
+    return loss.detach(), of_x, of_multipliers
+
+
 @pytest.mark.parametrize("widths", [(12,), (12, 9), (12, 9, 7)])
 @pytest.mark.parametrize("sharpness", [3.0, 150.0])
 def test_loss_and_gradients_agree_with_double_backward(
@@ -123,43 +138,37 @@ def test_loss_and_gradients_agree_with_double_backward(
     variables = x.clone().requires_grad_(), multipliers.clone().requires_grad_()
     loss = loss_by_autograd(network, *variables, signs, setting)
     expected = torch.autograd.grad(loss, variables)
-    got = kkt.value_and_gradients(
-        *kkt.homogeneous_layers(network),
-        x,
-        multipliers,
-        signs,
-        sharpness=sharpness,
-        multiplier_minimum=8.0,
-    )
+    got = loss_and_gradients(target_of(network), (x, multipliers, signs), setting)
     torch.testing.assert_close(got, (loss.detach(), *expected), rtol=1e-9, atol=1e-11)
 
 
 def test_factors_of_layers_of_low_rank_change_nothing_but_the_cost() -> None:
-    weights, bias = kkt.homogeneous_layers(small(24, 20))
+    target = target_of(small(24, 20))
     thin = torch.randn(20, 2, dtype=torch.float64) @ torch.randn(2, 24, dtype=torch.float64)
-    weights[1] = thin + 1e-15 * torch.randn(20, 24, dtype=torch.float64)  # as rounding leaves it
-    chains = kkt.factored(weights)
+    target.weights[1] = thin + 1e-15 * torch.randn(20, 24, dtype=torch.float64)  # as rounded
+    chains = kkt.factored(target.weights)
     assert [tuple(map(tuple, map(torch.Tensor.size, chain))) for chain in chains] == [
         ((24, 16),),  # of full rank
         ((20, 2), (2, 24)),
         ((1, 20),),
     ]
-    point = start(SETTING)
-    given: dict[str, Any] = {"sharpness": 5.0, "multiplier_minimum": 0.2}
-    plain = kkt.value_and_gradients(weights, bias, *point, **given)
-    faster = kkt.value_and_gradients(weights, bias, *point, **given, chains=chains)
+    whole: list[kkt.Chain] = [(weight,) for weight in target.weights]
+    plain, faster = (
+        loss_and_gradients(target._replace(chains=products), start(SETTING), SETTING)
+        for products in (whole, chains)
+    )
     torch.testing.assert_close(faster, plain, rtol=1e-11, atol=1e-12)
 
 
 def test_float32_is_precise_enough() -> None:
     network = small(12, 9)
-    x, multipliers, signs = start(SETTING)
+    setting = SETTING._replace(sharpness=19.2, multiplier_minimum=0.415)
+    x, multipliers, signs = start(setting)
     exact, single = (
-        kkt.value_and_gradients(
-            *kkt.homogeneous_layers(network.to(dtype)),
-            *(tensor.to(dtype) for tensor in (x, multipliers, signs)),
-            sharpness=19.2,
-            multiplier_minimum=0.415,
+        loss_and_gradients(
+            target_of(network.to(dtype)),
+            (x.to(dtype), multipliers.to(dtype), signs.to(dtype)),
+            setting,
         )
         for dtype in (torch.float64, torch.float32)
     )
@@ -167,15 +176,15 @@ def test_float32_is_precise_enough() -> None:
         assert (a - b).norm() < 1e-5 * a.norm()
 
 
-def test_the_attack_agrees_with_torchs_optimisers() -> None:
+def test_the_attack_agrees_with_double_backward() -> None:
     network = small(12, 9)
-    layers = kkt.homogeneous_layers(network)
-    x, multipliers, loss = kkt.extract(*layers, SETTING, **RUN, steps=SETTINGS["steps"])
-    expected = attack_by_autograd(network, SETTING, steps=SETTINGS["steps"])
+    steps = SETTINGS["steps"]
+    x, multipliers, loss = kkt.extract(target_of(network), SETTING, **RUN, steps=steps)
+    expected = attack_by_autograd(network, SETTING, steps=steps)
     torch.testing.assert_close((x, multipliers), expected[:2])
     assert float(loss) == pytest.approx(expected[2])
 
-    got = kkt.reconstruct(network, torch.empty(0), **SETTINGS, callback=silent)
+    got = kkt.reconstruct(network, torch.empty(0), **SETTINGS)
     order = multipliers.argsort(descending=True)
     images = (expected[0][order] + network.mean).clamp(0, 1).reshape(6, 4, 4).float()
     torch.testing.assert_close(got, images)
@@ -200,8 +209,8 @@ def test_candidates_explain_a_trained_network_and_not_a_random_one() -> None:
     run: dict[str, Any] = {"candidates": 8, "multiplier_rate": 0.1, "seed": 3}
     fallen = []
     for network in (trained(), small(12)):
-        layers = kkt.homogeneous_layers(network)
-        first, last = (kkt.extract(*layers, setting, **run, steps=n)[2] for n in (0, 200))
+        target = target_of(network)
+        first, last = (kkt.extract(target, setting, **run, steps=n)[2] for n in (0, 200))
         fallen.append(float(last / first))
     assert fallen[0] < 0.02 and 0.5 < fallen[1] < 1
 
@@ -229,7 +238,6 @@ def test_the_same_seed_gives_the_same_bytes() -> None:
             network,
             torch.empty(0),
             **{**SETTINGS, "trials": 3, "steps": 5, "seed": seed},
-            callback=silent,
         )
         for seed in (3, 3, 4)
     )
@@ -246,31 +254,33 @@ def test_the_search_takes_the_setting_with_the_smallest_loss() -> None:
     losses = [attack_by_autograd(network, setting, steps=10)[2] for setting in settings]
     best = settings[losses.index(min(losses))]
     assert best != SETTING  # else this test would say little
-    layers = kkt.homogeneous_layers(network)
-    assert kkt.search(*layers, SETTING, **RUN, trials=6, search_steps=10) == best
+    target = target_of(network)
+    assert kkt.search(lambda given: kkt.extract(target, given, **RUN, steps=10), settings) == best
 
-    searched = kkt.reconstruct(
-        network, torch.empty(0), **{**SETTINGS, "trials": 6}, callback=silent
-    )
+    searched = kkt.reconstruct(network, torch.empty(0), **{**SETTINGS, "trials": 6})
     chosen = {**SETTINGS, **best._asdict()}
-    given = kkt.reconstruct(network, torch.empty(0), **chosen, callback=silent)
+    given = kkt.reconstruct(network, torch.empty(0), **chosen)
     assert torch.equal(searched, given)
 
 
 @pytest.mark.parametrize("trials", [1, 2])
 def test_a_loss_that_is_not_finite_is_refused(trials: int) -> None:
     settings = {**SETTINGS, "learning_rate": 1e30, "trials": trials}
-    with pytest.raises(Refusal, match=r"settings\.learning_rate = 1e\+30; lower it"):
-        kkt.reconstruct(small(12, 9).float(), torch.empty(0), **settings, callback=silent)
+    with pytest.raises(BadInput, match=r"^learning_rate = 1e\+30: .* lower it"):
+        kkt.reconstruct(small(12, 9).float(), torch.empty(0), **settings)
 
 
 def test_a_trial_that_diverges_loses() -> None:
-    setting = SETTING._replace(learning_rate=5.0)
-    layers = kkt.homogeneous_layers(small(12, 9).float())
-    with pytest.raises(Refusal, match=r"loss is (nan|inf) at step \d+ .* = 5; lower it"):
-        kkt.extract(*layers, setting, **RUN, steps=40)
-    chosen = kkt.search(*layers, setting, **RUN, trials=12, search_steps=40)
-    assert chosen.learning_rate < setting.learning_rate
+    diverging = SETTING._replace(learning_rate=5.0)
+    target = target_of(small(12, 9).float())
+
+    def attack(setting: kkt.Setting) -> kkt.Extracted:
+        return kkt.extract(target, setting, **RUN, steps=40)
+
+    with pytest.raises(BadInput, match=r"^learning_rate = 5: .* loss is (nan|inf) at step \d+;"):
+        attack(diverging)
+    chosen = kkt.search(attack, kkt.settings_to_try(diverging, trials=12, seed=3))
+    assert chosen.learning_rate < diverging.learning_rate
 
 
 def two_outputs(network: Network) -> None:
@@ -319,18 +329,20 @@ def test_a_network_that_is_not_covered_is_refused(
 ) -> None:
     network = small(12, 9)
     spoil(network)
-    with pytest.raises(Refusal, match=message) as refusal:
-        kkt.reconstruct(network, torch.empty(0), **SETTINGS, callback=silent)
+    with pytest.raises(BadInput, match=message) as refusal:
+        kkt.reconstruct(network, torch.empty(0), **SETTINGS)
     assert "\n" not in str(refusal.value)
 
 
 def test_a_convolutional_autoencoder_is_refused() -> None:
     network = convolutional.Network(decoder="upsampled", channels=[2, 2], code_channels=1)
-    with pytest.raises(Refusal, match="it has no `layers`"):
+    with pytest.raises(BadInput, match="it has no `layers`"):
         kkt.homogeneous_layers(network)
 
 
 def test_an_odd_number_of_candidates_is_refused() -> None:
     assert bind(kkt.reconstruct, SETTINGS, where="runs.x", given=("callback",)) == SETTINGS
+    everything = bind(kkt.reconstruct, {}, where="runs.x", given=("callback",))
+    assert everything.keys() == SETTINGS.keys() and everything["sharpness"] == 19.2
     with pytest.raises(Refusal, match=re.escape("runs.x.candidates = 5: ")):
         bind(kkt.reconstruct, {**SETTINGS, "candidates": 5}, where="runs.x", given=("callback",))

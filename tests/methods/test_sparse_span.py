@@ -12,12 +12,23 @@ from torch import Tensor, nn
 
 from retrace.execution.reconstruction import Memory
 from retrace.measures.identification import correlations, match
-from retrace.methods.training_data import _row_space, row_differences, sparse_span
+from retrace.methods.training_data import (
+    _constants,
+    kkt,
+    public_images,
+    row_differences,
+    sparse_span,
+)
 from retrace.methods.training_data._row_space import RowSpace
-from retrace.methods.training_data.row_differences import differences, distinct, unit_groups
-from retrace.methods.training_data.sparse_span import solve
+from retrace.methods.training_data.row_differences import (
+    differences,
+    distinct,
+    two_hidden_layers,
+    unit_groups,
+)
+from retrace.methods.training_data.sparse_span import Search, admm, in_box, near, settle
 from retrace.networks.margin import Network, Split, training_set
-from retrace.pipeline.command import Refusal
+from retrace.types import BadInput
 
 pytestmark = pytest.mark.numerical
 
@@ -33,12 +44,6 @@ CHOICE: dict[str, Any] = {
 }
 TRAINING: dict[str, Any] = {
     **CHOICE,
-    "method": "normalised",
-    "learning_rate": 0.05,
-    "decay": 0.014,
-    "margin": 5.0,
-    "sharpening": 24.0,
-    "weight_decay": 0.0,
     "report_every": 2000,
 }
 SETTINGS: dict[str, Any] = {
@@ -58,16 +63,6 @@ SETTINGS: dict[str, Any] = {
 }
 QUICK: dict[str, Any] = {**SETTINGS, "starts": 20, "rounds": 3, "passes": 1, "iterations": 10}
 NOTHING = torch.empty(0, *SHAPE)
-
-
-class Forgetful:
-    """A memory that keeps nothing."""
-
-    def load(self) -> dict[str, Any]:
-        return {}
-
-    def save(self, arrays: dict[str, Any]) -> None:
-        pass
 
 
 class Rounds:
@@ -118,7 +113,7 @@ def problem(*, steps: int) -> Problem:
     training, validation = strokes(1000, seed=0), strokes(50, seed=1)
     torch.manual_seed(0)
     network = Network(shape=list(SHAPE), widths=[200, 200], first_deviation=1e-4)
-    network.fit(training, validation, lambda entry: None, **TRAINING, steps=steps)
+    network.fit(training, validation, **TRAINING, steps=steps)
     images, _, mean = training_set(training, **CHOICE)
     held_out, _, _ = training_set(training, **{**CHOICE, "offset": 300})
     return Problem(network, images, held_out, mean)
@@ -131,7 +126,7 @@ def trained() -> Problem:
 
 @pytest.fixture(scope="module")
 def space(trained: Problem) -> RowSpace:
-    return RowSpace(*trained.network.parameters_by_layer(), trained.mean)
+    return RowSpace(*two_hidden_layers(trained.network), trained.mean)
 
 
 @pytest.fixture(scope="module", params=["objectives", "differences"])
@@ -145,7 +140,6 @@ def attacked(trained: Problem, request: pytest.FixtureRequest) -> tuple[Tensor, 
 
 
 def attack(network: nn.Module, **given: Any) -> Tensor:
-    given = {"callback": Rounds(), "memory": Forgetful(), **given}
     settings = {**SETTINGS, **given.pop("settings", {})}
     return sparse_span.reconstruct(network, NOTHING, **settings, **given)
 
@@ -196,11 +190,11 @@ def test_each_round_keeps_what_was_found_and_adds_to_it(
         directions.append(nn.functional.normalize(centred))
     first, last = directions
     # Each one of the first round is there still, or one that is the same and has less left over.
-    assert (last @ first.T).max(dim=0).values.min() > sparse_span.SAME_IMAGE - 1e-3
+    assert (last @ first.T).max(dim=0).values.min() > _constants.SAME_IMAGE - 1e-3
     assert len(last) >= len(first)
     assert torch.equal(rounds.seen[-1][2][: len(candidates)], candidates)
     cosines = (last @ last.T).fill_diagonal_(0)
-    assert cosines.max() < sparse_span.SAME_IMAGE + 1e-3
+    assert cosines.max() < _constants.SAME_IMAGE + 1e-3
 
 
 def test_an_untrained_network_gives_no_image_away(trained: Problem) -> None:
@@ -255,7 +249,7 @@ def test_the_projection_is_the_constrained_least_squares_solution(
 ) -> None:
     space, weight = small_space(), 10.0
     duals = torch.randn(known, 9).double()
-    matrix, offset = space.projection(strength, duals, weight)
+    project = space.projection(strength, duals, weight)
     pixels, ones = space.basis[:, :-1].numpy(), space.basis[:, -1].numpy()
     penalties = np.diag(np.sqrt(strength) / space.spread.numpy())
     stacked = np.concatenate([pixels.T, penalties, np.sqrt(weight) * duals.numpy()])
@@ -264,7 +258,7 @@ def test_the_projection_is_the_constrained_least_squares_solution(
     for v in torch.randn(5, 16).double():
         target = np.concatenate([v.numpy(), np.zeros(9 + known)])
         z = np.linalg.solve(system, np.append(stacked.T @ target, 1.0))[:-1]
-        got = v.float() @ matrix + offset
+        got = project((v + space.mean)[None].float())[0] - space.mean
         np.testing.assert_allclose(got.numpy(), z @ pixels, atol=1e-4)
 
 
@@ -315,16 +309,8 @@ def test_a_solution_lies_in_the_row_space_and_is_the_same_every_time(
     maps = [space.projection(strength, none, 0.0) for strength in (1e-6, 1e-8)]
     starts = torch.cat([trained.images[:2] + 0.1 * torch.rand(2, 400), trained.held_out[:2]])
     kept = starts.clone()
-    settings: dict[str, Any] = {
-        "mean": trained.mean,
-        "passes": 2,
-        "iterations": 20,
-        "penalty": 0.2,
-        "faint": 0.1,
-        "anchored": 10,
-        "shape": SHAPE,
-    }
-    first, again = (solve(maps, starts=starts, **settings) for _ in range(2))
+    search = Search(SHAPE, passes=2, iterations=20, penalty=0.2, faint=0.1)
+    first, again = (settle(maps, near(maps[0], starts), search) for _ in range(2))
     assert first.shape == starts.shape and torch.equal(first, again)
     assert torch.equal(starts, kept)
     pixels = space.basis[:, :-1].float()
@@ -337,7 +323,7 @@ def test_a_network_without_any_starts_gives_no_candidates(monkeypatch: pytest.Mo
     monkeypatch.setattr(sparse_span, "FEW_DIMENSIONS", 0.0)
     torch.manual_seed(0)
     network = Network(shape=[4, 4], widths=[2, 2], first_deviation=1.0)
-    weights, bias = network.parameters_by_layer()
+    weights, bias = two_hidden_layers(network)
     rows = torch.cat([weights[0], bias[:, None]], dim=1)
     begun = differences(
         rows, unit_groups(weights), network.mean, neighbours=4, limit=8, duplicate=0.9
@@ -356,27 +342,29 @@ def test_few_images_come_out_whole(trained: Problem) -> None:
 def test_a_training_image_is_a_vertex_and_a_mixture_is_not(
     trained: Problem, space: RowSpace
 ) -> None:
-    rigidity, _ = space.rigidity(trained.images)
-    assert float((rigidity > sparse_span.RIGID).double().mean()) >= 0.9
+    assert float(space.rigid(trained.images).double().mean()) >= 0.9
     mixtures = (trained.images + trained.images.roll(1, dims=0)) / 2
-    loose, directions = space.rigidity(mixtures)
-    assert (loose < 1e-2).all()
+    assert not space.rigid(mixtures).any()
     # The smallest singular value, by an independent route: of the rows of the tight pixels.
-    tight = (mixtures[0] < _row_space.TIGHT) | (mixtures[0] > 1 - _row_space.TIGHT)
-    rows = torch.cat(
-        [
-            space.basis[:, :-1][:, tight].T,
-            _row_space.ONES**0.5 * space.basis[:, -1:].T,
-            (_row_space.FLOOR**0.5 / space.spread).diag(),
-        ]
-    )
-    assert float(torch.linalg.svdvals(rows)[-1]) == pytest.approx(float(loose[0]), abs=1e-6)
-    assert directions[:, tight][0].abs().max() < 1e-2 * directions[0].abs().max()
+    for image in (*trained.images, *mixtures[:5]):
+        tight = (image < _constants.TIGHT) | (image > 1 - _constants.TIGHT)
+        rows = torch.cat(
+            [
+                space.basis[:, :-1][:, tight].T,
+                _constants.ONES**0.5 * space.basis[:, -1:].T,
+                (_constants.FLOOR**0.5 / space.spread).diag(),
+            ]
+        )
+        smallest = float(torch.linalg.svdvals(rows)[-1])
+        assert bool(space.rigid(image[None])[0]) == (smallest > _constants.RIGID)
+        direction = space.loosest(image[None])[0]
+        coordinates = torch.linalg.lstsq(space.basis[:, :-1].T, direction.double()[:, None])
+        moved = rows @ coordinates.solution
+        assert float(moved.norm()) == pytest.approx(smallest, abs=1e-4)
 
 
 def test_a_walk_leads_from_a_mixture_to_an_image_of_it(trained: Problem, space: RowSpace) -> None:
-    firm = space.rigidity(trained.images)[0] > 2 * sparse_span.RIGID
-    images = trained.images[firm]
+    images = trained.images[space.rigid(trained.images)]
     mixtures = 0.7 * images + 0.3 * images.roll(1, dims=0)
     ends = sparse_span.walk(space, mixtures, torch.Generator().manual_seed(0))
     assert ends.shape == (2 * len(images), 400)
@@ -402,13 +390,11 @@ def test_objectives_say_nothing_of_the_images_found(trained: Problem, space: Row
 def test_public_images_of_another_size_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sparse_span, "FEW_DIMENSIONS", 0.0)
     network = Network(shape=[4, 4], widths=[6, 6], first_deviation=1.0)
-    with pytest.raises(Refusal, match=r"have 400 pixels, those of the network 16"):
+    with pytest.raises(BadInput, match=r"have 400 pixels, those of the network 16"):
         sparse_span.reconstruct(
             network,
             torch.zeros(3, *SHAPE),
-            **{**SETTINGS, "public_starts": 2},
-            callback=Rounds(),
-            memory=Forgetful(),
+            public_starts=2,
         )
 
 
@@ -424,20 +410,44 @@ def test_rows_that_span_all_pixels_leave_nothing_to_search(
 
 def test_a_training_image_stays_where_it_is(trained: Problem, space: RowSpace) -> None:
     none = torch.zeros(0, len(space.values)).double()
-    maps = [space.projection(strength, none, 0.0) for strength in sparse_span.POLISH]
-    reached = solve(
-        maps,
-        mean=trained.mean,
-        starts=trained.images,
-        passes=2,
-        iterations=30,
-        penalty=0.2,
-        faint=0.05,
-        anchored=0,
-        shape=SHAPE,
-    )
+    maps = [space.projection(strength, none, 0.0) for strength in _constants.POLISH]
+    search = Search(SHAPE, passes=2, iterations=30, penalty=0.2, faint=0.05)
+    reached = settle(maps, trained.images, search)
     similarity = correlations(reached.clamp(0, 1), trained.images, mean=trained.mean)
     assert similarity.diagonal().median() > FOUND
+
+
+def test_admm_solves_a_linear_programme() -> None:
+    """Nearest to 0 along random prices: the vertices of a square cut by a line, by hand."""
+    # x + y = 1.5 within [0, 1]^2: of its two ends (1, 0.5) and (0.5, 1), the cheaper one.
+    prices = torch.tensor([[1.0, 2.0], [2.0, 1.0]])
+
+    def project(v: Tensor) -> Tensor:
+        return v + (1.5 - v.sum(dim=1, keepdim=True)) / 2
+
+    for relaxation in (1.0, 1.6):
+        reached = admm(
+            project,
+            lambda wished: in_box(wished - 0.1 * prices),
+            torch.zeros(2, 2),
+            iterations=200,
+            relaxation=relaxation,
+        )
+        torch.testing.assert_close(reached, torch.tensor([[1.0, 0.5], [0.5, 1.0]]))
+
+
+def test_candidates_that_wait_are_where_further_passes_leave_them(
+    trained: Problem, space: RowSpace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    none = torch.zeros(0, len(space.values)).double()
+    maps = [space.projection(strength, none, 0.0) for strength in _constants.POLISH]
+    search = Search(SHAPE, passes=6, iterations=60, penalty=0.2, faint=0.05)
+    starts = near(maps[0], trained.images + 0.05 * torch.randn(20, 400))
+    waiting = settle(maps, starts, search)
+    monkeypatch.setattr(sparse_span, "SETTLED", 0.0)
+    monkeypatch.setattr(sparse_span, "CHUNK", 7)  # and how they are divided says nothing
+    moved = (settle(maps, starts, search) - waiting).abs().amax(dim=1)
+    assert moved.median() < _constants.SETTLED and moved.max() < 0.02
 
 
 def test_the_local_average_has_binomial_weights() -> None:
@@ -457,6 +467,18 @@ def test_distinct_keeps_the_first_of_equals() -> None:
     assert distinct(vectors, at=0.9, limit=2).tolist() == [0, 1]
     assert distinct(vectors, at=0.999).tolist() == [0, 1, 3, 4, 5]
     assert distinct(vectors[:0], at=0.9).tolist() == []
+
+
+def test_distinct_agrees_with_one_comparison_after_the_other() -> None:
+    torch.manual_seed(0)
+    vectors = torch.randn(1200, 6)  # more than are compared at once
+    unit = nn.functional.normalize(vectors)
+    kept: list[int] = []
+    for index in range(len(unit)):
+        if not kept or (unit[kept] @ unit[index]).max() <= 0.9:
+            kept.append(index)
+    assert distinct(vectors, at=0.9).tolist() == kept
+    assert distinct(vectors, at=0.9, limit=100).tolist() == kept[:100]
 
 
 def test_an_image_planted_in_the_difference_of_two_units_is_found() -> None:
@@ -485,7 +507,7 @@ def test_units_are_grouped_by_their_outgoing_weights() -> None:
     live, lengths, directions = unit_groups([torch.zeros(5, 4), second, torch.zeros(1, 6)])
     assert live.tolist() == [0, 1, 3, 4]
     torch.testing.assert_close(lengths, second[:, live].norm(dim=0))
-    same = directions @ directions.T > row_differences.SAME_DIRECTION
+    same = directions @ directions.T > _constants.SAME_DIRECTION
     assert same.tolist() == [[True, True, False, False]] * 2 + [[False, False, True, True]] * 2
 
 
@@ -561,10 +583,24 @@ def test_a_network_that_is_not_covered_is_refused(
 ) -> None:
     network = copy.deepcopy(trained.network)
     spoil(network)
-    with pytest.raises(Refusal, match=message) as refusal:
+    with pytest.raises(BadInput, match=message) as refusal:
         attack(network)
     assert "\n" not in str(refusal.value)
-    with pytest.raises(Refusal, match=message):
-        row_differences.reconstruct(
-            network, NOTHING, candidates=8, neighbours=4, duplicate=0.9, callback=Rounds()
-        )
+    with pytest.raises(BadInput, match=message):
+        row_differences.reconstruct(network, NOTHING)
+
+
+@pytest.mark.parametrize("method", [kkt, public_images, row_differences, sparse_span])
+def test_a_method_needs_no_settings(method: Any) -> None:
+    training, validation = (
+        (nn.functional.avg_pool2d(images, 2), labels)
+        for images, labels in (strokes(300, seed=0), strokes(50, seed=1))
+    )
+    torch.manual_seed(0)
+    network = Network(shape=[10, 10], widths=[40, 40])
+    network.fit(training, validation, per_class=5, steps=100)
+    shorter = {"steps": 20} if method is kkt else {}  # of 2,400, which would take a while
+    candidates = method.reconstruct(network, validation[0], **shorter)
+    assert len(candidates) and candidates.shape[1:] == (10, 10)
+    assert candidates.dtype == torch.float32 and candidates.isfinite().all()
+    assert candidates.min() >= 0 and candidates.max() <= 1

@@ -15,15 +15,16 @@ from torch import Tensor
 from retrace.networks.margin import (
     Network,
     Split,
-    deltas,
-    forward,
-    gradient,
+    descent_step,
+    gradient_factors,
     kkt_measures,
+    normalised_step,
     training_set,
 )
 from retrace.pipeline.artifacts import load_checkpoint, save_checkpoint
 from retrace.pipeline.command import Refusal
 from retrace.pipeline.params import bind
+from retrace.types import BadInput
 
 pytestmark = pytest.mark.numerical
 
@@ -84,34 +85,20 @@ def fitted(
 
 
 def random_problem(*widths: int) -> tuple[Network, Tensor, Tensor]:
-    """A network of 4 x 4 images in float64, seven inputs and their signs."""
+    """A network of 4 x 4 images in float64, seven images and their signs."""
     network = drawn(*widths, shape=(4, 4), deviation=0.4).double()
-    x = torch.randn(7, 16, dtype=torch.float64)
-    return network, x, torch.tensor([1, -1, 1, 1, -1, -1, 1], dtype=torch.float64)
+    network.mean.uniform_(0.2, 0.6)
+    images = torch.randn(7, 4, 4, dtype=torch.float64)
+    return network, images, torch.tensor([1, -1, 1, 1, -1, -1, 1], dtype=torch.float64)
 
 
-def weights_of(network: Network) -> tuple[list[Tensor], Tensor]:
-    """Weights and bias that autograd may follow."""
-    weights = [layer.weight for layer in network.layers]
-    return weights, network.layers[0].bias  # type: ignore[return-value]
-
-
-def plain(weights: list[Tensor], bias: Tensor, x: Tensor) -> tuple[list[Tensor], Tensor]:
-    """What goes into each ReLU, and the logits, written again for autograd."""
-    inputs = [x @ weights[0].T + bias]
-    for weight in weights[1:-1]:
-        inputs.append(inputs[-1].relu() @ weight.T)
-    return inputs, (inputs[-1].relu() @ weights[-1].T).squeeze(1)
-
-
-def gradient_matrix(network: Network, x: Tensor) -> Tensor:
+def gradient_matrix(network: Network, images: Tensor) -> Tensor:
     """Gradients of f(x_i) with respect to all parameters by autograd: (n, parameters)."""
     parameters = list(network.parameters())
-    logits = network(x.unflatten(1, network.shape) + network.mean.reshape(network.shape))
     return torch.stack(
         [
             torch.cat([g.flatten() for g in torch.autograd.grad(f, parameters, retain_graph=True)])
-            for f in logits
+            for f in network(images)
         ]
     )
 
@@ -120,62 +107,72 @@ def flat(network: Network) -> Tensor:
     return torch.cat([parameter.detach().flatten() for parameter in network.parameters()])
 
 
-def stationarity_by_nnls(network: Network, x: Tensor, signs: Tensor) -> float:
+def stationarity_by_nnls(network: Network, images: Tensor, signs: Tensor) -> float:
     """Relative distance of the weights from the cone of y_i grad f(x_i), all of it explicit."""
     theta = flat(network)
-    columns = (signs[:, None] * gradient_matrix(network, x)).T
+    columns = (signs[:, None] * gradient_matrix(network, images)).T
     _, distance = nnls(columns.numpy(), theta.numpy())
     return float(distance) / float(theta.norm())
 
 
+@pytest.mark.parametrize("widths", [(12,), (12, 9), (12, 9, 7)])
+def test_factors_of_the_gradients_agree_with_autograd(widths: tuple[int, ...]) -> None:
+    network, images, signs = random_problem(*widths)
+    margins, activations, deltas = gradient_factors(network, images, signs)
+    torch.testing.assert_close(margins, signs * network(images).detach())
+    torch.testing.assert_close(activations[0], images.flatten(1) - network.mean)
+    of_weights = [
+        (delta[:, :, None] * activation[:, None, :]).flatten(1)
+        for delta, activation in zip(deltas, activations, strict=True)
+    ]
+    explicit = torch.cat([of_weights[0], deltas[0], *of_weights[1:]], dim=1)
+    expected = signs[:, None] * gradient_matrix(network, images)
+    torch.testing.assert_close(explicit, expected, rtol=1e-10, atol=1e-12)
+
+
 @pytest.mark.parametrize("widths", [(12,), (12, 9)])
-def test_gradients_agree_with_autograd(widths: tuple[int, ...]) -> None:
-    network, x, _ = random_problem(*widths)
-    weights, bias = weights_of(network)
-    outer = torch.randn(len(x), dtype=torch.float64)
-    inputs, expected = plain(weights, bias, x)
-    activations, logits = forward(*network.parameters_by_layer(), x.clone())
-    torch.testing.assert_close(logits, expected.detach())
-    torch.testing.assert_close(activations[0], x)
-    for activation, z in zip(activations[1:], inputs, strict=True):
-        torch.testing.assert_close(activation, z.detach().relu())
-    total = (outer * expected).sum()
-    by_autograd = torch.autograd.grad(total, [*weights, bias], retain_graph=True)
-    got = gradient([w.detach() for w in weights], activations, outer)
-    torch.testing.assert_close(got, list(by_autograd), rtol=1e-10, atol=1e-12)
-    steps = deltas([w.detach() for w in weights], activations, outer)
-    torch.testing.assert_close(
-        steps, [*torch.autograd.grad(total, inputs), outer[:, None]], rtol=1e-10, atol=1e-12
+def test_steps_follow_their_formulas(widths: tuple[int, ...]) -> None:
+    rate, depth = 0.1, len(widths) + 1
+    network, images, signs = random_problem(*widths)
+    signs = signs.where(signs * network(images).detach() > 0, -signs)  # all classified
+    margins, theta = signs * network(images), flat(network)
+    gradients = signs[:, None] * gradient_matrix(network, images)
+    wanted = float(margins.detach().min()) * 1.1**depth
+    normalised_step(list(network.parameters()), margins, rate=rate, wanted=wanted)
+    ascent = (-margins.detach() * 1.1**depth).softmax(dim=0) @ gradients
+    expected = 1.1 * ((1 - rate) * theta + rate * theta.norm() * ascent / ascent.norm())
+    torch.testing.assert_close(flat(network), expected, rtol=1e-10, atol=1e-12)
+
+    network, _, _ = random_problem(*widths)
+    margins = signs * network(images)
+    loss = torch.nn.functional.softplus(-margins).mean() + 0.02 * sum(
+        parameter.square().sum() for parameter in network.parameters()
     )
+    gradient = torch.cat(
+        [g.flatten() for g in torch.autograd.grad(loss, list(network.parameters()))]
+    )
+    margins = signs * network(images)
+    descent_step(list(network.parameters()), margins, rate=rate, weight_decay=0.02)
+    torch.testing.assert_close(flat(network), theta - rate * gradient, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("widths", [(12,), (12, 9), (12, 9, 7)])
 def test_the_network_is_homogeneous_and_fulfils_eulers_identity(widths: tuple[int, ...]) -> None:
-    network, x, _ = random_problem(*widths)
-    weights, bias = network.parameters_by_layer()
-    logits = forward(weights, bias, x)[1]
-    depth = len(widths) + 1
-    torch.testing.assert_close(gradient_matrix(network, x) @ flat(network), depth * logits)
-    scaled = forward([2 * weight for weight in weights], 2 * bias, x)[1]
-    torch.testing.assert_close(scaled, 2**depth * logits)
-
-
-def test_the_module_subtracts_its_mean_and_agrees_with_forward() -> None:
-    network, x, _ = random_problem(12, 9)
-    network.mean.uniform_(0.2, 0.6)
-    images = (x + network.mean).unflatten(1, (4, 4))
-    torch.testing.assert_close(
-        network(images).detach(), forward(*network.parameters_by_layer(), x)[1]
-    )
+    network, images, _ = random_problem(*widths)
+    logits, depth = network(images).detach(), len(widths) + 1
+    torch.testing.assert_close(gradient_matrix(network, images) @ flat(network), depth * logits)
+    for parameter in network.parameters():
+        parameter.data.mul_(2)
+    torch.testing.assert_close(network(images).detach(), 2**depth * logits)
 
 
 @pytest.mark.parametrize("widths", [(12,), (12, 9)])
 def test_stationarity_agrees_with_the_explicit_gradients_of_a_random_network(
     widths: tuple[int, ...],
 ) -> None:
-    network, x, signs = random_problem(*widths)
-    measures = kkt_measures(*network.parameters_by_layer(), x, signs)
-    expected = stationarity_by_nnls(network, x, signs)
+    network, images, signs = random_problem(*widths)
+    measures = kkt_measures(network, images, signs)
+    expected = stationarity_by_nnls(network, images, signs)
     assert measures["stationarity_residual"] == pytest.approx(expected, rel=1e-6)
     assert 0.3 < expected < 1  # some of it is explained, most of it is not
 
@@ -185,14 +182,14 @@ def test_stationarity_and_the_other_measures_agree_on_a_trained_network(
     method: str, splits: dict[str, Split]
 ) -> None:
     network, history = fitted(splits, 10, 8, method=method, **OF_METHOD[method])
-    images, signs, mean = training_set(splits["train"], **CHOICE)
-    x, signs = (images - mean).double(), signs.double()
+    images, signs, _ = training_set(splits["train"], **CHOICE)
+    images, signs = images.double(), signs.double()
     network.double()
     last = history[-1]
-    expected = stationarity_by_nnls(network, x, signs)
+    expected = stationarity_by_nnls(network, images, signs)
     assert last["stationarity_residual"] == pytest.approx(expected, rel=1e-4)
     assert expected < 0.9
-    margins = signs * network(images.double()).detach()
+    margins = signs * network(images).detach()
     theta = flat(network)
     assert last["smallest_margin"] == pytest.approx(float(margins.min()), rel=1e-4)
     assert last["norm"] == pytest.approx(float(theta.norm()), rel=1e-6)
@@ -208,10 +205,8 @@ def test_stationarity_and_the_other_measures_agree_on_a_trained_network(
 
 
 def test_measures_of_a_network_that_classifies_nothing_are_finite() -> None:
-    network, x, _ = random_problem(12, 9)
-    weights, bias = network.parameters_by_layer()
-    logits = forward(weights, bias, x)[1]
-    measures = kkt_measures(weights, bias, x, -logits.sign())
+    network, images, _ = random_problem(12, 9)
+    measures = kkt_measures(network, images, -network(images).detach().sign())
     assert measures["training_error"] == 1
     assert measures["stationarity_residual"] == pytest.approx(1)
     assert all(math.isfinite(value) for value in measures.values())
@@ -265,8 +260,8 @@ def test_too_few_images_are_refused(splits: dict[str, Split]) -> None:
     odd = int((splits["train"][1] % 2).sum())
     smaller = min(odd, len(splits["train"][1]) - odd)
     training_set(splits["train"], **{**CHOICE, "offset": smaller - 5})
-    message = rf"training\.offset \+ training\.per_class = {smaller + 1}: .* holds {smaller} images"
-    with pytest.raises(Refusal, match=message):
+    message = rf"^offset \+ training\.per_class = {smaller + 1}: .* holds {smaller} images"
+    with pytest.raises(BadInput, match=message):
         training_set(splits["train"], **{**CHOICE, "offset": smaller - 4})
 
 
@@ -349,12 +344,12 @@ def test_weight_decay_converges_to_its_stationary_point(
         "report_every": 3000,
     }
     history = network.fit(splits["train"], splits["validation"], silent, **settings)
-    images, signs, mean = training_set(splits["train"], **choice)
-    x, signs = (images - mean).double(), signs.double()
+    images, signs, _ = training_set(splits["train"], **choice)
+    images, signs = images.double(), signs.double()
     network.double()
-    logits = network(images.double()).detach()
+    logits = network(images).detach()
     shares = (-signs * logits).sigmoid() / len(signs)
-    expected = (shares * signs) @ gradient_matrix(network, x) / (2 * decay)
+    expected = (shares * signs) @ gradient_matrix(network, images) / (2 * decay)
     theta = flat(network)
     assert float((theta - expected).norm() / theta.norm()) < 1e-4
     assert history[-1]["stationarity_residual"] < 1e-4
@@ -367,6 +362,14 @@ def test_no_steps_leave_the_network_as_it_was_drawn(splits: dict[str, Split]) ->
     assert torch.equal(flat(network), flat(drawn(32, 32)))
     assert [entry["epoch"] for entry in history] == [0]
     assert torch.equal(network.mean, training_set(splits["train"], **CHOICE)[2])
+
+
+def test_defaults_learn_a_small_set(splits: dict[str, Split]) -> None:
+    torch.manual_seed(0)
+    network = Network(widths=[64, 64])
+    history = network.fit(splits["train"], splits["validation"], per_class=20, steps=400)
+    assert [entry["epoch"] for entry in history] == [0, 200, 400]
+    assert history[-1]["training_error"] == 0 and history[-1]["test_error"] < 0.2
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -385,7 +388,7 @@ def test_images_of_another_shape_are_refused(
     shape: tuple[int, ...], examples: str, splits: dict[str, Split]
 ) -> None:
     network = drawn(8, shape=shape)
-    with pytest.raises(Refusal, match=rf"training\.examples = '{examples}'.*arguments\.shape"):
+    with pytest.raises(BadInput, match=rf"^examples = '{examples}'.* shape = "):
         network.fit(
             splits["train"], splits["validation"], silent, **{**TRAINING, "examples": examples}
         )
@@ -394,7 +397,7 @@ def test_images_of_another_shape_are_refused(
 @pytest.mark.parametrize("method", METHODS)
 def test_a_learning_rate_that_diverges_is_one_line(method: str, splits: dict[str, Split]) -> None:
     with pytest.raises(
-        Refusal, match=r"learning_rate = 1e\+10: the logits are not finite .* lower it"
+        BadInput, match=r"^learning_rate = 1e\+10: the logits are not finite .* lower it"
     ) as refusal:
         fitted(splits, method=method, learning_rate=1e10, weight_decay=1e-3)
     assert "\n" not in str(refusal.value)
@@ -405,7 +408,7 @@ def test_a_learning_rate_that_kills_all_units_is_refused(
     method: str, splits: dict[str, Split]
 ) -> None:
     with pytest.raises(
-        Refusal, match=r"learning_rate = 5: all units are off and .* at step \d+; lower it"
+        BadInput, match=r"^learning_rate = 5: all units are off and .* at step \d+; lower it"
     ):
         fitted(splits, method=method, learning_rate=5.0, decay=1.0, weight_decay=1e-3)
 
@@ -413,6 +416,8 @@ def test_a_learning_rate_that_kills_all_units_is_refused(
 def test_settings_are_checked_before_training() -> None:
     check: Callable[..., dict[str, Any]] = bind
     assert check(Network.fit, TRAINING, where="networks.m.training", given=()) == TRAINING
+    everything = check(Network.fit, {}, where="networks.m.training", given=())
+    assert everything.keys() == TRAINING.keys() and everything["per_class"] == 250
     for changes, message in (
         ({"method": "magic"}, "networks.m.training.method = 'magic'"),
         ({"decay": 0.0}, "networks.m.training.decay = 0.0"),

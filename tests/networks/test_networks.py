@@ -104,9 +104,7 @@ def test_nan_stops_training_with_epoch_and_rate(images: torch.Tensor) -> None:
     broken = images[:64].clone()
     broken[40] = float("nan")
     network = dense.Network(widths=[8], gain=1.0, dropout=0.0)
-    with pytest.raises(
-        BadInput, match=r"^learning_rate = 0\.005: .* nan in epoch 1"
-    ):
+    with pytest.raises(BadInput, match=r"^learning_rate = 0\.005: .* nan in epoch 1"):
         train(network, labelled(broken), labelled(images[:64]), **SETTINGS)
 
 

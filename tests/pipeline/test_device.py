@@ -21,7 +21,7 @@ from safetensors.numpy import load_file
 from torch import Tensor
 
 from retrace.checks import check_all
-from retrace.execution import engine, shards
+from retrace.execution import engine, reconstruction, shards
 from retrace.networks import denoiser, dense
 from retrace.pipeline.artifacts import (
     checkpoint_path,
@@ -29,7 +29,7 @@ from retrace.pipeline.artifacts import (
     read_arrays,
     read_json,
     reconstruction_path,
-    timing_path,
+    record_path,
 )
 from retrace.pipeline.command import Refusal
 from retrace.pipeline.device import (
@@ -75,7 +75,7 @@ def compute(small_networks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(shards, "SIZE", small.IMAGES)  # a shard of one mask, and one of many
 
     def on(device: torch.device) -> None:
-        for module in (train, reconstruct, shards):
+        for module in (train, reconstruction, shards):
             monkeypatch.setattr(module, "chosen", lambda name: device)
 
     return on
@@ -119,12 +119,12 @@ def test_every_method_answers_as_on_the_processor(
     for name in names:
         compute(torch.device("cpu"))
         reconstruct.main(name)
-        expected = read_arrays(reconstruction_path(name))
+        expected = read_arrays(reconstruction_path(name.partition("-")[0], name))
         assert expected["estimate"].size
         compute(device)
         reconstruct.main(name)
-        assert read_json(timing_path(name))["device"] == described(device)
-        found = read_arrays(reconstruction_path(name))
+        assert read_json(record_path(name.partition("-")[0], name))["device"] == described(device)
+        found = read_arrays(reconstruction_path(name.partition("-")[0], name))
         assert found.keys() == expected.keys()
         for key, values in expected.items():
             agree(found[key], values, device=device, reduced="reduced" in RUNS[name]["network"])
@@ -283,7 +283,7 @@ def test_a_processor_without_the_instructions_records_float32_and_says_so_once(
     params = load().model_dump()
     params["runs"][run]["precision"] = "mixed"
     write_params(Path(), params)
-    command = f"from retrace.execution.reconstruction import main; main({run!r})"
+    command = f"from stages.reconstruct import main; main({run!r})"
     own = os.environ.get("ONEDNN_MAX_CPU_ISA", "DEFAULT")
     for isa, found in (("AVX2", "float32"), (own, MIXED)):
         done = execute(
@@ -295,7 +295,7 @@ def test_a_processor_without_the_instructions_records_float32_and_says_so_once(
         )
         told = done.stdout.count(f"{run}: precision = 'mixed' changes nothing on this machine")
         assert told == (found == "float32")
-        assert read_json(timing_path(run))["matmul_precision"] == found
+        assert read_json(record_path(run.partition("-")[0], run))["matmul_precision"] == found
 
 
 @pytest.mark.skipif(MIXED == "float32", reason="mixed precision is float32 on this processor")
@@ -312,7 +312,9 @@ def test_networks_and_runs_of_mixed_precision_are_near_those_of_float32(compute:
         train.main(network)
         reconstruct.main(run)
         weights[precision] = read_json(history_path(network))["epochs"][-1]["training_loss"]
-        estimates[precision] = read_arrays(reconstruction_path(run))["estimate"]
+        estimates[precision] = read_arrays(reconstruction_path(run.partition("-")[0], run))[
+            "estimate"
+        ]
         assert read_json(history_path(network))["matmul_precision"] == (
             MIXED if precision == "mixed" else "float32"
         )

@@ -12,8 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retrace.checks import check_all
-from retrace.commands.demo import merged
-from retrace.commands.jobs import Job, work
+from retrace.commands.demo import params_of
 from retrace.pipeline.command import Refusal
 from retrace.pipeline.params import load, read_yaml
 
@@ -43,7 +42,7 @@ def check(params: dict[str, Any], folder: Path) -> None:
 
 def test_what_is_committed_is_valid_and_so_is_the_demo(tmp_path: Path) -> None:
     check(PARAMS, tmp_path)
-    check(merged(PARAMS, read_yaml(ROOT / "demo.yaml")), tmp_path)
+    check(params_of(PARAMS, read_yaml(ROOT / "demo.yaml")), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -75,7 +74,7 @@ def test_what_is_committed_is_valid_and_so_is_the_demo(tmp_path: Path) -> None:
             "masks.patterns.random_50.share = 1.2: input should be less than or equal to",
         ),
         ("masks/patterns/band", {"kind": "spiral"}, "masks.patterns.band"),
-        ("scoring/ridge", math.inf, "scoring.ridge = inf: input should be a finite number"),
+        ("scoring/resamples", 99, "scoring.resamples = 99: input should be greater than or equal"),
         (
             "networks/ffnn/training/learning_rate",
             math.nan,
@@ -228,22 +227,6 @@ def test_a_leading_zero_is_no_octal(tmp_path: Path) -> None:
     file = tmp_path / "params.yaml"
     file.write_text(dumps_yaml(PARAMS).replace("  seed: 0", "  seed: 010", 1), encoding="utf-8")
     assert load(file).data.seed == load_yaml(str(file))["data"]["seed"] == 10
-
-
-def test_what_the_workers_of_a_sweep_read_is_what_they_were_given(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in ("RETRACE_ENGINE", "RETRACE_WORKERS"):
-        monkeypatch.setenv(name, "")  # `work` sets them
-    params = {
-        "path": 'é 数 \U0001f600 \\ " \n',
-        "rate": 1e-05,
-        "huge": 1e22,
-        "no": None,
-        "yes": [True],
-    }
-    assert work(Job(str(tmp_path / "job"), params, {}, [])) is None
-    assert exact(read_yaml(tmp_path / "job/params.yaml")) == exact(params)
 
 
 def test_a_file_that_is_not_utf_8(tmp_path: Path) -> None:

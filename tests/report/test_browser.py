@@ -32,7 +32,7 @@ def browser() -> Iterator[Any]:
 def report(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The report of the tiny pipeline, alone in a folder: as one gets it by e-mail."""
     folder = shutil.copytree(finished, tmp_path_factory.mktemp("report") / "c", symlinks=True)
-    execute(sys.executable, "-m", "stages.page", "--stamp", cwd=folder)
+    execute(sys.executable, "-m", "retrace.commands.report", cwd=folder)
     alone = tmp_path_factory.mktemp("mail") / "report.html"
     return Path(shutil.copyfile(folder / "metrics/report.html", alone))
 
@@ -143,7 +143,7 @@ def test_nothing_is_wider_than_the_screen(
 def test_the_comparison_opens_in_the_browser(browser: Any, finished: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(finished, tmp_path / "copy", symlinks=True)
     commit(folder)
-    execute(sys.executable, "-m", "stages.compare", "HEAD", "HEAD", cwd=folder)
+    execute(sys.executable, "-m", "retrace.commands.compare", "HEAD", "HEAD", cwd=folder)
     opened = browser.new_page()
     said: list[str] = []
     opened.on("console", lambda message: said.append(message.text))

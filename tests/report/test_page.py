@@ -12,14 +12,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import commit, execute
-from markupsafe import Markup
+import torch
+from conftest import ROOT, commit, execute
+from numpy.typing import NDArray
 from PIL import Image
 
 from retrace.commands import compare
+from retrace.commands.report import REPORT
 from retrace.pipeline.command import Refusal
+from retrace.problems import names
 from retrace.problems.imputation import show as imputation
-from retrace.report import charts, page, strips
+from retrace.problems.sections import ordered, section_of
+from retrace.report import charts, page, pictures
 from retrace.report.model import (
     CASES,
     Case,
@@ -29,6 +33,7 @@ from retrace.report.model import (
     Gallery,
     Row,
     Section,
+    State,
     Steps,
     Strip,
     Summary,
@@ -39,7 +44,7 @@ from retrace.report.model import (
 from retrace.report.pictures import MISSING
 
 HOSTILE = '"><script>alert(1)</script><img src=x onerror=alert(2)>'
-PIXEL = strips.grey(np.zeros((1, 28, 28)))
+PIXEL = np.zeros((1, 28, 28))
 pipeline = pytest.mark.xdist_group("pipeline")
 
 
@@ -49,7 +54,7 @@ def picture(address: str) -> Image.Image:
     return Image.open(io.BytesIO(base64.b64decode(content)))
 
 
-def section(text: str, *, value: float = 1.0, strip: str = PIXEL) -> Section:
+def section(text: str, *, value: float = 1.0, images: NDArray[Any] = PIXEL) -> Section:
     """A section with a text wherever there is one."""
     columns = [Column(text, "lower", text), Column("other")]
     table = Table(
@@ -61,20 +66,19 @@ def section(text: str, *, value: float = 1.0, strip: str = PIXEL) -> Section:
         ],
         text,
     )
-    gallery = Gallery(
-        text,
-        text,
-        {text: [Case("good", text, [Strip(text, strip, text, strip, text)])], "b": []},
-        text,
-        first=text,
-    )
-    steps = Steps(text, [text], [Strip(text, strip, text)], text)
-    chart = Chart(text, Markup("<svg></svg>"), text, text)
+    case = Case("good", text, [Strip(text, images, text, error=images, note=text)])
+    gallery = Gallery(text, text, {text: [case], "b": []}, text, first=text)
+    steps = Steps(text, [Strip(text, images, text, captions=[text])], text)
+    chart = Chart(text, lambda: charts.lines({text: ([0, 1], [0, 1])}, x=text, y="y"), text, text)
     result = Cell(f"{value:.2f}", value, text)
-    summary = Summary(
-        text, text, [Strip(text, strip, text)], text, result, text, "lower", text, 1, 2.0
-    )
+    first = [Strip(text, images, text)]
+    summary = Summary(text, text, first, text, result, text, "lower", text, 1, 2.0)
     return Section("imputation", text, text, summary, [table, gallery, steps, chart])
+
+
+def tradeoff(points: list[charts.Point], *, label: str = "MSE") -> Chart:
+    (chart,) = charts.tradeoff(points, label=label, form=".2f", unit="seconds", caption="")
+    return chart
 
 
 def rendered(sections: list[Section], text: str = "") -> str:
@@ -92,14 +96,12 @@ def test_texts_that_hold_html_come_out_escaped() -> None:
     assert "<script>alert" not in html and "<img src=x" not in html
     assert html.count("&lt;script&gt;alert(1)") > 20
     assert html.count("<script>") == 1  # the page's own
-    stamped = page.stamped(html, [(HOSTILE, HOSTILE)])
-    assert "<script>alert" not in stamped and len(stamped) > len(html)
-    points = [charts.Point(HOSTILE, 1.0, 1.0, False), charts.Point("b", 2.0, 2.0, True)]
-    assert "<script" not in charts.tradeoff(points, name="x", label=HOSTILE)
+    points = [charts.Point(HOSTILE, 1.0, 1.0), charts.Point("b", 2.0, 2.0, True)]
+    assert "<script" not in charts.svg(tradeoff(points, label=HOSTILE), name="x")
 
 
 def test_the_page_loads_nothing() -> None:
-    html = page.stamped(rendered([section("text")], "text"), [("a", "b")])
+    html = rendered([section("text")], "text")
     addresses = re.findall(r'(?:src|href)="([^"]*)"', html)
     assert addresses and all(address.startswith(("data:", "#")) for address in addresses)
     assert not re.search(r"@import|url\((?!#)", html)
@@ -121,34 +123,35 @@ def test_cases_are_around_the_quantiles_of_the_errors() -> None:
 def test_a_strip_holds_the_pixels() -> None:
     images = np.zeros((2, 28, 28))
     images[0, 3, 5], images[1, 4, 6] = 1.0, 0.5
-    shown = np.asarray(picture(strips.grey(images)).convert("RGBA"))
-    assert shown.shape == (28, 28 + strips.GAP + 28, 4)
+    shown = np.asarray(picture(pictures.address(images)).convert("RGBA"))
+    assert shown.shape == (28, 28 + pictures.PAGE_GAP + 28, 4)
     assert shown[3, 5, 0] >= 254 and abs(int(shown[4, 29 + 6, 0]) - 127) <= 1
     assert shown[0, 28, 3] == 0 and (np.delete(shown[..., 3], 28, axis=1) == 255).all()
     images[0, 10, 10] = np.nan
-    holes = np.asarray(picture(strips.grey(images)).convert("RGB"))
+    holes = np.asarray(picture(pictures.address(images)).convert("RGB"))
     assert tuple(holes[10, 10]) == MISSING and holes[3, 5, 0] == 255
-    hot = np.asarray(picture(strips.heat(images[1:])).convert("RGB")).sum(axis=2)
+    hot = np.asarray(picture(pictures.address(images[1:], "heat")).convert("RGB")).sum(axis=2)
     assert hot[4, 6] > hot[0, 0] and hot[0, 0] < 10
-    red, _, blue = np.asarray(picture(strips.signed(images[1:])).convert("RGB"))[4, 6].tolist()
+    signed = np.asarray(picture(pictures.address(images[1:], "signed")).convert("RGB"))
+    red, _, blue = signed[4, 6].tolist()
     assert red > blue + 50
-    colours = np.asarray(picture(strips.grey(np.full((1, 3, 8, 8), 0.2))))
+    colours = np.asarray(picture(pictures.address(np.full((1, 3, 8, 8), 0.2))))
     assert colours.shape == (24, 24, 4) and (colours[..., 0] == 51).all()
 
 
 def test_charts_are_the_same_each_time_and_take_the_pages_colours() -> None:
-    points = [charts.Point("a", 1.0, 0.5, False), charts.Point("b", 10.0, 0.25, True)]
-    first, second = (charts.tradeoff(points, name="one", label="MSE") for _ in range(2))
+    chart = tradeoff([charts.Point("a", 1.0, 0.5), charts.Point("b", 10.0, 0.25, True)])
+    first, second = (charts.svg(chart, name="one") for _ in range(2))
     assert first == second
     assert "currentColor" in first and charts.INK not in first and "var(--c0" in first
-    other = charts.tradeoff(points, name="two", label="MSE")
+    other = charts.svg(chart, name="two")
     identifiers = [set(re.findall(r' id="([^"]+)"', text)) for text in (first, other)]
     assert identifiers[0] and not identifiers[0] & identifiers[1]
 
 
 def test_names_of_points_do_not_cover_each_other() -> None:
-    points = [charts.Point(f"a long name {i}", 1.0 + i / 100, 0.5, False) for i in range(5)]
-    text = charts.tradeoff(points, name="names", label="MSE")
+    points = [charts.Point(f"a long name {i}", 1.0 + i / 100, 0.5) for i in range(5)]
+    text = charts.svg(tradeoff(points), name="names")
     heights = re.findall(r"<text [^>]*translate\(([\d.]+) ([\d.]+)\)[^>]*>a long", text)
     heights = heights or re.findall(r'<text [^>]*x="([\d.]+)" y="([\d.]+)"[^>]*>a long', text)
     assert len(heights) == 5
@@ -189,22 +192,20 @@ def test_what_has_become_of_a_value(
 
 
 def test_a_comparison_marks_what_differs_and_nothing_else() -> None:
-    white = strips.grey(np.ones((1, 28, 28)))
-    same = str(compare.joined([section("t")], [section("t")]))
+    white, faint = PIXEL + 1, PIXEL + 1e-9  # the last is no difference that anyone sees
+    same = str(compare.joined([section("t")], [section("t", images=faint)]))
     assert "worse" not in same and "changed" not in same and "before=Strip" not in same
-    (joined,) = compare.joined([section("t")], [section("t", value=1.5, strip=white)])
+    (joined,) = compare.joined([section("t")], [section("t", value=1.5, images=white)])
     table, gallery, steps, chart = joined.blocks
     assert isinstance(table, Table) and isinstance(gallery, Gallery)
     assert isinstance(steps, Steps) and isinstance(chart, Chart)
     assert table.rows[0].cells[0].change == "worse" and table.rows[0].cells[0].amount == "+50.0 %"
     assert table.rows[1].cells[0].change == "same"
     strip = gallery.groups["t"][0].strips[0]
-    assert strip.before is not None and strip.before.picture == PIXEL
+    assert strip.before is not None and strip.before.images is PIXEL
     assert steps.strips[0].before is not None and chart.before is None
     assert joined.summary is not None and joined.summary.result.change == "worse"
-    html = page.rendered(
-        [joined], title="", dataset="", facts=[], seconds=[], states=("A", "B"), stamp=False
-    )
+    html = page.rendered([joined], title="", dataset="", facts=[], seconds=[], states=("A", "B"))
     assert "▼ worse +50.0 %" in html
 
 
@@ -228,26 +229,27 @@ def test_a_page_that_is_too_large_is_refused(tmp_path: Path) -> None:
 @pipeline
 def test_the_page_of_a_pipeline(finished: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(finished, tmp_path / "copy", symlinks=True)
-    first = (folder / page.PAGE).read_bytes()
+    said = execute(sys.executable, "-m", "retrace.commands.report", cwd=folder).stdout
+    assert (folder / REPORT).as_uri() in said
+    first = (folder / REPORT).read_bytes()
     assert len(first) < 5_000_000
     text = first.decode()
-    for problem in page.PROBLEMS:
-        assert f'<section id="{problem.PROBLEM}">' in text
+    found = [text.index(f'<section id="{problem}">') for problem in ordered()]
+    assert found == sorted(found) and len(found) == len(names()) == 5
     for name in ("known", "mean", "kkt", "sparse_span", "linear", "gauss_newton", "ffnn"):
         assert f'<th scope="row">{name}</th>' in text
     commit = execute("git", "rev-parse", "HEAD", cwd=folder).stdout.strip()
-    assert commit not in text  # it would change the bytes, and could not be the right one
-    (folder / page.PAGE).unlink()
-    execute(sys.executable, "-m", "stages.page", cwd=folder)
-    assert (folder / page.PAGE).read_bytes() == first
-    said = execute(sys.executable, "-m", "stages.page", "--stamp", cwd=folder).stdout
-    assert str(folder / page.REPORT) in said
-    report = (folder / page.REPORT).read_text()
     lock = hashlib.sha256((folder / "dvc.lock").read_bytes()).hexdigest()
-    assert commit in report and lock in report and "torch" in report
-    assert "reconstruct@imputation-known" in report
-    status = execute("git", "status", "--short", "--untracked-files=all", cwd=folder).stdout
-    assert "page.html" not in status
+    assert commit in text and lock in text and "torch" in text
+    assert "reconstruct@imputation-known" in text
+    execute(sys.executable, "-m", "retrace.commands.report", cwd=folder)
+    assert (folder / REPORT).read_bytes() == first
+
+
+def test_pages_are_no_part_of_the_repository() -> None:
+    pages = (str(REPORT), str(compare.COMPARISON))
+    ignored = execute("git", "check-ignore", *pages, cwd=ROOT).stdout
+    assert ignored.split() == list(pages)
 
 
 @pipeline
@@ -255,13 +257,13 @@ def test_two_states_of_a_pipeline(finished: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(finished, tmp_path / "copy", symlinks=True)
     commit(folder, "First")
     # The second state: other numbers in Git, and a reconstruction that the cache does not have.
-    path = folder / "metrics/imputation-known.json"
+    path = folder / "metrics/imputation/imputation-known.json"
     scores = json.loads(path.read_text())
     for mask in scores["masks"].values():
         mask["mse"] *= 0.5
     path.write_text(json.dumps(scores))
     lock = (folder / "dvc.lock").read_text()
-    reconstruction = "data/reconstructions/training_data-kkt.npz"
+    reconstruction = "data/reconstructions/training_data/training_data-kkt.npz"
     (digest,) = set(
         re.findall(rf"path: {re.escape(reconstruction)}\n\s+hash: md5\n\s+md5: (\w+)", lock)
     )
@@ -269,7 +271,7 @@ def test_two_states_of_a_pipeline(finished: Path, tmp_path: Path) -> None:
     commit(folder, "Second")
     shutil.rmtree(folder / "data")  # from Git and the cache alone
     shutil.rmtree(folder / "models")
-    command = (sys.executable, "-m", "stages.compare")
+    command = (sys.executable, "-m", "retrace.commands.compare")
     execute(*command, "HEAD~1", "HEAD", cwd=folder)
     text = (folder / compare.COMPARISON).read_text()
     assert "▲ better -50.0 %" in text
@@ -287,29 +289,49 @@ def test_two_states_of_a_pipeline(finished: Path, tmp_path: Path) -> None:
     assert "dvc.lock or params.yaml cannot be read" in refused.stderr
 
 
-def test_runs_with_and_without_samples_stand_side_by_side() -> None:
+def test_a_score_that_some_runs_lack_leaves_its_cell_empty() -> None:
     def scores(**more: float) -> dict[str, Any]:
-        mask = {"mse": 0.1, "mse_over_ridge": 1.0, "psnr": 10.0, "ssim": 0.5, "agreement": 0.9}
+        mask = {"mse": 0.1, "psnr": 10.0, "ssim": 0.5, "agreement": 0.9, **more}
         rest = {"method": "posterior", "network": "vae", "n": 4, "seconds": 1.0}
-        return {**rest, "masks": {"bottom": {**mask, **more}}}
+        return {**rest, "mse": 0.1, "masks": {"bottom": mask}}
 
-    runs = {
-        "imputation-one": scores(),
-        "imputation-many": scores(coverage_90=0.875, coverage_90_low=0.8, coverage_90_high=0.9),
-    }
-    table = imputation.summary_table(runs, ["bottom"], order=list(runs), intervals={})
-    place = [column.label for column in table.columns].index("within 90 %")
-    assert [row.cells[place].text for row in table.rows] == ["", "87.5%"]
+    runs = {"one": scores(), "other": scores(mse_over_ridge=0.875)}
+    table = imputation.summary_table(runs, note="one mask")
+    place = [column.label for column in table.columns].index("÷ ridge")
+    assert [row.cells[place].text for row in table.rows] == ["", "0.88"]
 
-    truth = np.zeros((2, 28, 28))
-    observed = np.full((1, 2, 28, 28), np.nan)
-    samples = np.full((1, 2, 9, 28, 28), 255, np.uint8)
-    samples[0, :, 0] = 0
-    steps = imputation.samples(
-        {"samples": samples}, truth, observed, position=0, mask="bottom", run="many"
-    )
-    assert len(steps.captions) == 2 + imputation.SAMPLES + 1
-    shown = np.asarray(picture(steps.strips[0].picture).convert("L"))
-    columns = [shown[14, 29 * i + 14] for i in range(2, 2 + imputation.SAMPLES)]
-    assert columns[0] == 0 and all(value >= 254 for value in columns[1:])
-    assert picture(steps.strips[0].error).size == (28, 28)
+
+def test_samples_are_shown_of_the_images_that_they_leave_open() -> None:
+    truth, observed = np.zeros((12, 28, 28)), np.full((12, 28, 28), np.nan)
+    samples = np.zeros((12, 9, 28, 28), np.uint8)
+    samples[7, ::2] = 255  # of one image every other sample is white
+    arrays = {"samples": samples, "deviation": np.full((12, 28, 28), 0.25), "estimate": truth}
+
+    class Brightness(torch.nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            bright = images.mean(dim=(1, 2))
+            return torch.stack([1 - bright, bright], dim=1)
+
+    steps = imputation.samples(arrays, truth, observed, Brightness(), where="here")
+    assert steps.columns == 10 and [strip.label for strip in steps.strips[:4]] == [
+        *("original", "given", "mean", "deviation")
+    ]
+    assert len(steps.strips) == 4 + imputation.SAMPLES
+    assert steps.strips[0].captions[0] == "101010" and steps.strips[0].captions[1] == "000000"
+    assert [strip.images[0].mean() for strip in steps.strips[4:]] == [1, 0, 1, 0, 1, 0]
+    assert (steps.strips[3].images == 0.5).all()  # twice the deviation
+
+
+def test_a_problem_without_pictures_has_a_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    state = State({}, {}, {}, "digits")
+    scores = {"method": "m", "network": "n", "n": 3, "mse": 0.5, "mse_low": 0.4, "mse_high": 0.6}
+    monkeypatch.setattr(state, "scores", lambda problem: {"run": scores})
+    found = section_of("another_problem", state)
+    (table,) = found.blocks
+    assert isinstance(table, Table) and found.title == "Another problem"
+    assert [column.label for column in table.columns] == ["method", "network", "n", "mse"]
+    assert [cell.text for cell in table.rows[0].cells] == ["m", "n", "3", "0.5000"]
+    html = rendered([found])
+    assert "0.4000 – 0.6000" in html and "see below" in html and "no run" not in html
+    monkeypatch.setattr(state, "scores", lambda problem: {})
+    assert section_of("imputation", state).blocks == ()

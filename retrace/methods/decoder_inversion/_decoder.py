@@ -5,11 +5,9 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from retrace.types import BadInput
+from retrace.types import SIDE, BadInput
 
-Precision = Literal["float32", "float64"]
-DTYPES = {"float32": torch.float32, "float64": torch.float64}
-SIDE = 28
+Float = Literal["float32", "float64"]
 FACTORED = 4  # images whose weighted matrices are factored together
 
 
@@ -27,7 +25,7 @@ class Problem(NamedTuple):
     images: Tensor
 
 
-def problem_of(network: nn.Module, observed: Tensor, *, precision: Precision) -> Problem:
+def problem_of(network: nn.Module, observed: Tensor, *, precision: Float) -> Problem:
     """Take the decoder's matrices and the flattened images, both checked.
 
     Raises
@@ -38,8 +36,7 @@ def problem_of(network: nn.Module, observed: Tensor, *, precision: Precision) ->
     """
     if not hasattr(network, "decoder_weights"):
         raise BadInput(
-            "this network has no decoder that could be inverted; decoder_inversion wants one of "
-            "the architecture vae"
+            "network: no decoder that could be inverted; one of the architecture vae is expected"
         )
     if observed.dim() != 3 or observed.shape[1:] != (SIDE, SIDE):
         raise BadInput(
@@ -49,48 +46,60 @@ def problem_of(network: nn.Module, observed: Tensor, *, precision: Precision) ->
         raise BadInput("observed: some pixels are NaN or infinite; a whole image is expected")
     if bool((observed < 0).any() or (observed > 1).any()):
         raise BadInput("observed: some pixels are outside [0, 1]; a decoder's output is inside")
-    dtype = DTYPES[precision]
+    dtype = getattr(torch, precision)
     weights = [weight.to(dtype) for weight in network.decoder_weights()]  # type: ignore[operator]
     return Problem(weights, observed.to(dtype).flatten(1))
 
 
+def activations(weights: list[Tensor], codes: Tensor) -> list[Tensor]:
+    """What each layer gives for codes (..., d): hidden values, and last the pixels (..., P)."""
+    *hidden, last = weights
+    values = [codes]
+    for weight in hidden:
+        values.append((values[-1] @ weight.T).tanh())
+    return [*values[1:], (values[-1] @ last.T).sigmoid()]
+
+
 def decode(weights: list[Tensor], codes: Tensor) -> Tensor:
-    """(B, d) codes to (B, P) pixels."""
-    values = codes
-    for weight in weights[:-1]:
-        values = (values @ weight.T).tanh()
-    return (values @ weights[-1].T).sigmoid()
+    """(..., d) codes to (..., P) pixels."""
+    return activations(weights, codes)[-1]
 
 
-def jacobian(weights: list[Tensor], codes: Tensor) -> tuple[Tensor, Tensor]:
-    """Pixels and their derivatives, layer by layer.
+def slopes(values: list[Tensor]) -> list[Tensor]:
+    """Derivatives of the activation functions by their arguments: tanh' = 1 − h², σ' = y (1 − y).
 
-    With h_l = tanh(W_l h_{l-1}), ∂h_l/∂z = diag(1 − h_l²) W_l ∂h_{l-1}/∂z, and y (1 − y), the slope
-    of σ, in the place of 1 − h² for the last layer. Kept transposed, so that each layer of all
-    images and all derivatives is one matrix product.
+    Parameters
+    ----------
+    values : list of (B, units)
+        See `activations`.
+    """
+    *hidden, pixels = values
+    return [*(1 - h.square() for h in hidden), pixels * (1 - pixels)]
+
+
+def jacobian(weights: list[Tensor], slopes: list[Tensor]) -> Tensor:
+    """∂ pixel / ∂ value of the code, (B, d, P): ∂h_l/∂z = diag(slope_l) W_l ∂h_{l−1}/∂z.
+
+    Kept transposed, so that each layer of all images and all derivatives is one matrix product.
 
     Parameters
     ----------
     weights : list of (outputs, inputs)
-    codes : (B, d)
-
-    Returns
-    -------
-    pixels : (B, P)
-    derivatives : (B, d, P)
-        ∂ pixel / ∂ value of the code.
+    slopes : list of (B, outputs)
     """
-    batch, size = codes.shape
-    values = (codes @ weights[0].T).tanh()
-    slopes = (1 - values.square()).unsqueeze(1) * weights[0].T  # (B, d, units)
-    for weight in weights[1:]:
-        last = weight is weights[-1]
-        values = values @ weight.T
-        values = values.sigmoid() if last else values.tanh()
-        slope = values * (1 - values) if last else 1 - values.square()
-        slopes = (slopes.flatten(0, 1) @ weight.T).unflatten(0, (batch, size))
-        slopes = slopes.mul_(slope.unsqueeze(1))
-    return values, slopes
+    derivatives = slopes[0].unsqueeze(1) * weights[0].T  # (B, d, units)
+    for weight, slope in zip(weights[1:], slopes[1:], strict=True):
+        derivatives = (derivatives.flatten(0, 1) @ weight.T).unflatten(0, derivatives.shape[:2])
+        derivatives.mul_(slope.unsqueeze(1))
+    return derivatives
+
+
+def pulled_back(weights: list[Tensor], slopes: list[Tensor], error: Tensor) -> Tensor:
+    """Jᵀe, (B, d), of errors of the pixels (B, P): from the last layer to the first, which is a
+    d-th of the work of `jacobian`."""
+    for weight, slope in zip(reversed(weights), reversed(slopes), strict=True):
+        error = (error * slope) @ weight
+    return error
 
 
 def inside(values: Tensor, *, clamp: float, lowest: float) -> Tensor:

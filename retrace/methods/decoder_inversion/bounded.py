@@ -7,7 +7,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from retrace.methods.decoder_inversion._decoder import (
-    Precision,
+    Float,
     decode,
     inside,
     mean_square,
@@ -15,7 +15,7 @@ from retrace.methods.decoder_inversion._decoder import (
     reproduced,
     weighted_solutions,
 )
-from retrace.types import Callback
+from retrace.types import Callback, ignore
 
 RELAXATION = 1.6
 
@@ -24,11 +24,11 @@ def reconstruct(
     network: nn.Module,
     observed: Tensor,
     *,
-    precision: Precision,
-    output_clamp: Annotated[float, Field(gt=0, lt=0.5)],
-    hidden_clamp: Annotated[float, Field(gt=0, lt=0.5)],
-    iterations: Annotated[int, Field(ge=1)],
-    callback: Callback,
+    precision: Float = "float64",
+    output_clamp: Annotated[float, Field(gt=0, lt=0.5)] = 0.001,
+    hidden_clamp: Annotated[float, Field(gt=0, lt=0.5)] = 0.001,
+    iterations: Annotated[int, Field(ge=1)] = 60,
+    callback: Callback = ignore,
 ) -> dict[str, Tensor]:
     """Go back through the layers as `layerwise` does, but ask no layer for what it cannot give.
 

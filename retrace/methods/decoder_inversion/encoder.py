@@ -9,11 +9,13 @@ from retrace.methods.decoder_inversion._decoder import (
     problem_of,
     reproduced,
 )
-from retrace.types import Callback
+from retrace.types import Callback, ignore
 
 
 @torch.no_grad()
-def reconstruct(network: nn.Module, observed: Tensor, *, callback: Callback) -> dict[str, Tensor]:
+def reconstruct(
+    network: nn.Module, observed: Tensor, *, callback: Callback = ignore
+) -> dict[str, Tensor]:
     """Take the mean of q(z | x) for the code, as autoencoding does.
 
     Parameters

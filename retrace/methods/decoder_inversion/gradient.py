@@ -7,26 +7,26 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from retrace.methods.decoder_inversion._decoder import (
-    Precision,
+    Float,
     decode,
     mean_square,
     problem_of,
     reproduced,
 )
-from retrace.types import Callback, Seed
+from retrace.types import Callback, Seed, ignore
 
 
 def reconstruct(
     network: nn.Module,
     observed: Tensor,
     *,
-    precision: Precision,
-    penalty: Annotated[float, Field(ge=0)],
-    steps: Annotated[int, Field(ge=1)],
-    learning_rate: Annotated[float, Field(gt=0)],
-    restarts: Annotated[int, Field(ge=1)],
-    seed: Seed,
-    callback: Callback,
+    precision: Float = "float32",
+    penalty: Annotated[float, Field(ge=0)] = 0.0,
+    steps: Annotated[int, Field(ge=1)] = 100,
+    learning_rate: Annotated[float, Field(gt=0)] = 0.1,
+    restarts: Annotated[int, Field(ge=1)] = 2,
+    seed: Seed = 0,
+    callback: Callback = ignore,
 ) -> dict[str, Tensor]:
     """Lower ‖G(z) − x‖² + λ‖z‖² by Adam, all images and restarts at once.
 

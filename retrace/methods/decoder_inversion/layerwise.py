@@ -6,14 +6,14 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from retrace.methods.decoder_inversion._decoder import (
-    Precision,
+    Float,
     decode,
     inside,
     problem_of,
     reproduced,
     weighted_solutions,
 )
-from retrace.types import Callback
+from retrace.types import Callback, ignore
 
 Clamp = Annotated[float, Field(ge=0, lt=0.5)]
 
@@ -22,11 +22,11 @@ def reconstruct(
     network: nn.Module,
     observed: Tensor,
     *,
-    precision: Precision,
-    output_clamp: Clamp,
-    hidden_clamp: Clamp,
-    weights: Literal["none", "relative", "absolute"],
-    callback: Callback,
+    precision: Float = "float64",
+    output_clamp: Clamp = 0.0,
+    hidden_clamp: Clamp = 0.0,
+    weights: Literal["none", "relative", "absolute"] = "relative",
+    callback: Callback = ignore,
 ) -> dict[str, Tensor]:
     """Invert G(z) = σ(W₃ tanh(W₂ tanh(W₁ z))) from its end: ẑ = W₁⁺ tanh⁻¹(W₂⁺ tanh⁻¹(W₃⁺ σ⁻¹(x))).
 

@@ -12,7 +12,7 @@ from retrace.types import Callback
 EXACT = 1e-9  # of the larger of 1 and the wanted value: such an output counts as the wanted one
 PULL = 3  # every so many steps also go towards the start
 REACH = 0.5  # share of the way to the end of the linear range that one step may ask for
-RATES = (0.9, 0.999)  # Adam's, with its usual constants
+TINY = 1e-12  # keeps Adam's division finite; its usual 1e-8 would slow small gradients
 Function = Callable[[Tensor], Tensor]
 
 
@@ -119,16 +119,12 @@ def ascend(
     """Raise the output by Adam on the input, for all rows at once: (B, n); kept in [0, 1]ⁿ, but for
     inputs that are no pixels."""
     x = start.clone()
-    mean, square = torch.zeros_like(x), torch.zeros_like(x)
-    first, second = RATES
+    optimiser = torch.optim.Adam([x], lr=learning_rate, eps=TINY, maximize=True)
     for step in range(steps + 1):
-        value, gradient = value_and_gradient(function, x)
-        callback(step, -value, x)
-        if step == steps:
-            break
-        mean = torch.lerp(gradient, mean, first)
-        square = torch.lerp(gradient.square(), square, second)
-        scale = (square / (1 - second ** (step + 1))).sqrt() + 1e-12
-        x = x + learning_rate * mean / (1 - first ** (step + 1)) / scale
-        x = x.clamp(0, 1) if box else x
-    return x
+        value, x.grad = value_and_gradient(function, x)
+        callback(step, -value, x.clone())
+        if step < steps:
+            optimiser.step()
+            if box:
+                x.clamp_(0, 1)
+    return x.detach()

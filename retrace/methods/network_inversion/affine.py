@@ -7,7 +7,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from retrace.methods.network_inversion._nearest import DISPROVED, EQUAL, PROVED
-from retrace.types import BadInput, Callback, Seed
+from retrace.types import BadInput, Callback, Seed, ignore
 
 SHOWN = 8  # targets whose path is kept
 RANK = 1e-10  # singular values below this share of the largest are rounding
@@ -22,14 +22,14 @@ def reconstruct(
     observed: Tensor,
     *,
     wanted: Annotated[list[float | list[float]], Field(min_length=1)],
-    more: Annotated[int, Field(ge=0)],
-    start: float,
-    solver: Literal["gradient", "closed_form", "gauss_newton"],
-    loss: Literal["output", "logit"],
-    steps: Annotated[int, Field(ge=1)],
-    learning_rate: Annotated[float, Field(gt=0)],
-    seed: Seed,
-    callback: Callback,
+    more: Annotated[int, Field(ge=0)] = 0,
+    start: float = 0.0,
+    solver: Literal["gradient", "closed_form", "gauss_newton"] = "closed_form",
+    loss: Literal["output", "logit"] = "output",
+    steps: Annotated[int, Field(ge=1)] = 200,
+    learning_rate: Annotated[float, Field(gt=0)] | None = None,
+    seed: Seed = 0,
+    callback: Callback = ignore,
 ) -> dict[str, Tensor]:
     """Find x with f(x) = y for all targets y at once, f(x) = s(W x + b), s the identity or σ.
 
@@ -65,8 +65,8 @@ def reconstruct(
         See above; the loss matters to ``gradient`` only.
     steps : int
         Of ``gradient``; the most that ``gauss_newton`` may take.
-    learning_rate : float
-        η, of ``gradient``.
+    learning_rate : float, optional
+        η, of ``gradient``; half of the first that diverges if it is left out.
     seed : int
         Of the targets that are drawn.
     callback : function
@@ -85,45 +85,37 @@ def reconstruct(
         On a target that is not finite, has another number of outputs than the network or lies
         outside (0, 1) where the output is a sigmoid; on a learning rate with which it diverges.
     """
-    weight, bias = network.get_parameter("weight"), network.get_parameter("bias")
+    weight, bias = (network.get_parameter(name).detach() for name in ("weight", "bias"))
     squashed = network.activation == "sigmoid"
     targets = _targets(wanted, more=more, seed=seed, weight=weight, bias=bias, squashed=squashed)
     logits = targets.logit() if squashed else targets
     origin = torch.full((len(targets), weight.shape[1]), start, dtype=torch.float64)
-    inverse = torch.linalg.pinv(weight, rtol=RANK)
-    path = [origin]
     iterations = torch.zeros(len(targets), dtype=torch.int64)
-    x = origin
     if solver == "closed_form":
-        for _ in range(2):  # the second removes the rounding of the first
-            x = x + (logits - x @ weight.T - bias) @ inverse.T
+        path = [_closed_form(origin, logits, weight, bias)]
     elif solver == "gradient":
-        plain = not squashed or loss == "logit"
-        _check_rate(learning_rate, weight, targets=None if plain else targets)
-        for step in range(steps + 1):
-            z = x @ weight.T + bias
-            value = z if plain else z.sigmoid()
-            error = value - (logits if plain else targets)  # (B, outputs)
-            callback(step, error.square().sum(dim=1), x)
-            if step < steps:
-                slope = 1 if plain else value * (1 - value)
-                x = x - 2 * learning_rate * (error * slope) @ weight
-                path.append(x)
+        through = squashed and loss == "output"
+        path = _descend(
+            origin,
+            targets if through else logits,
+            weight,
+            bias,
+            through=through,
+            steps=steps,
+            rate=learning_rate,
+            callback=callback,
+        )
         iterations.fill_(steps)
     else:
-        x, iterations = _gauss_newton(
-            x, targets, weight, bias, squashed=squashed, steps=steps, path=path, callback=callback
+        path, iterations = _gauss_newton(
+            origin, targets, weight, bias, squashed=squashed, steps=steps, callback=callback
         )
-    missed = (logits - origin @ weight.T - bias) @ (
-        torch.eye(len(bias), dtype=torch.float64) - weight @ inverse
-    ).T
-    scale = (logits - bias).abs().amax(dim=1).clamp(min=1e-300)
-    reachable = missed.abs().amax(dim=1) <= REACHABLE * scale
+    reachable = _reachable(logits, weight, bias, origin)
     answer = {
-        "estimate": x,
+        "estimate": path[-1],
         "start": origin,
         "wanted": targets,
-        "relation": torch.full((len(x),), EQUAL, dtype=torch.int8),
+        "relation": torch.full((len(targets),), EQUAL, dtype=torch.int8),
         "feasible": torch.where(reachable, PROVED, DISPROVED).to(torch.int8),
         "iterations": iterations,
     }
@@ -158,7 +150,7 @@ def _targets(
         drawn = torch.rand(more, outputs, generator=generator, dtype=torch.float64)
         others = low + (high - low) * drawn
         if not squashed:
-            onto_range = weight @ torch.linalg.pinv(weight, rtol=RANK)
+            onto_range = weight @ _inverse(weight)
             others[::2] = (others[::2] - bias) @ onto_range.T + bias
     targets = torch.cat([given, others])
     if squashed and not bool(((targets > 0) & (targets < 1)).all()):
@@ -185,15 +177,61 @@ def bound(weight: Tensor, *, targets: Tensor | None) -> float:
     return 1 / float(torch.linalg.matrix_norm(slopes[..., None] * weight, 2).max()) ** 2
 
 
-def _check_rate(rate: float, weight: Tensor, *, targets: Tensor | None) -> None:
-    limit = bound(weight, targets=targets)
+def _reachable(logits: Tensor, weight: Tensor, bias: Tensor, origin: Tensor) -> Tensor:
+    """Whether s⁻¹(y) − b lies in the column space of W: (B,) bool."""
+    outside = torch.eye(len(bias), dtype=torch.float64) - weight @ _inverse(weight)
+    missed = (logits - origin @ weight.T - bias) @ outside.T
+    scale = (logits - bias).abs().amax(dim=1).clamp(min=1e-300)
+    return missed.abs().amax(dim=1) <= REACHABLE * scale
+
+
+def _inverse(matrices: Tensor) -> Tensor:
+    """W⁺, with rounding taken for 0: (..., m, n) to (..., n, m)."""
+    return torch.linalg.pinv(matrices, rtol=RANK)
+
+
+def _closed_form(x: Tensor, logits: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """x₀ + W⁺ (s⁻¹(y) − W x₀ − b), (B, inputs)."""
+    inverse = _inverse(weight)
+    for _ in range(2):  # the second removes the rounding of the first
+        x = x + (logits - x @ weight.T - bias) @ inverse.T
+    return x
+
+
+def _descend(
+    x: Tensor,
+    wanted: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    through: bool,
+    steps: int,
+    rate: float | None,
+    callback: Callback,
+) -> list[Tensor]:
+    """All x (B, inputs) of gradient descent on |W x + b − v|², or `through` a sigmoid on
+    |σ(W x + b) − v|²."""
+    limit = bound(weight, targets=wanted if through else None)
+    if rate is None:
+        rate = limit / 2
     if rate >= limit:
         shape = "1/σ², σ the largest singular value of the weights"
-        if targets is not None:
+        if through:
             shape = "1/(σ y (1 − y))² at the targets y"
         raise BadInput(
             f"learning_rate = {rate:g} diverges: it has to be below {limit:.6g} ({shape})"
         )
+    path = [x]
+    for step in range(steps + 1):
+        z = x @ weight.T + bias
+        value = z.sigmoid() if through else z
+        error = value - wanted  # (B, outputs)
+        callback(step, error.square().sum(dim=1), x)
+        if step < steps:
+            slope = value * (1 - value) if through else 1
+            x = x - 2 * rate * (error * slope) @ weight
+            path.append(x)
+    return path
 
 
 def _gauss_newton(
@@ -204,10 +242,10 @@ def _gauss_newton(
     *,
     squashed: bool,
     steps: int,
-    path: list[Tensor],
     callback: Callback,
-) -> tuple[Tensor, Tensor]:
-    """Inputs (B, inputs) and the steps that each took (B,); appends every step to `path`."""
+) -> tuple[list[Tensor], Tensor]:
+    """All x (B, inputs) of damped Gauss-Newton steps, and how many each input took (B,)."""
+    path = [x]
     iterations = torch.zeros(len(x), dtype=torch.int64)
 
     def state(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -224,7 +262,7 @@ def _gauss_newton(
         # σ(z) σ(−z) keeps its relative precision where 1 − σ(z) is rounded to 0.
         slope = z.sigmoid() * (-z).sigmoid() if squashed else torch.ones_like(z)
         jacobian = slope[..., None] * weight  # (B, outputs, inputs)
-        move = -(torch.linalg.pinv(jacobian, rtol=RANK) @ error[..., None]).squeeze(-1)
+        move = -(_inverse(jacobian) @ error[..., None]).squeeze(-1)
         if squashed:
             length = (move @ weight.T).norm(dim=1)
             move = move * (TRUST / length.clamp(min=TRUST))[:, None]
@@ -243,4 +281,4 @@ def _gauss_newton(
         iterations += factor > 0
         path.append(x)
         z, error, square = state(x)
-    return x, iterations
+    return path, iterations

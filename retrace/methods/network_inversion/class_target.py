@@ -1,16 +1,17 @@
 """Images that a classifier labels as a wanted class."""
 
 import copy
+from collections.abc import Mapping
+from functools import partial
 from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from retrace.methods.network_inversion._descent import ascend, nearest_by_planes
+from retrace.methods.network_inversion._descent import Function, ascend, nearest_by_planes
 from retrace.methods.network_inversion._nearest import AT_LEAST, PROVED, UNKNOWN
-from retrace.pipeline.artifacts import observed_path, read_arrays
-from retrace.types import BadInput, Callback
+from retrace.types import BadInput, Callback, ignore
 
 BATCH = 200  # images that go through a network together
 BLANK = 0.0  # where the image that a class wants starts: black, no digit
@@ -21,13 +22,14 @@ def reconstruct(
     network: nn.Module,
     observed: Tensor,
     *,
-    goal: Literal["nearest", "preferred", "range"],
-    images: Annotated[int, Field(ge=1)],
-    probability: Annotated[float, Field(gt=0, lt=1)],
-    prior: Annotated[float, Field(ge=0)],
-    steps: Annotated[int, Field(ge=1)],
-    learning_rate: Annotated[float, Field(gt=0)],
-    callback: Callback,
+    goal: Literal["nearest", "preferred", "range"] = "nearest",
+    images: Annotated[int, Field(ge=1)] | None = None,
+    probability: Annotated[float, Field(gt=0, lt=1)] = 0.9,
+    prior: Annotated[float, Field(ge=0)] = 0.1,
+    steps: Annotated[int, Field(ge=1)] = 200,
+    learning_rate: Annotated[float, Field(gt=0)] = 0.05,
+    beside: Mapping[str, Tensor] | None = None,
+    callback: Callback = ignore,
 ) -> dict[str, Tensor]:
     """For each class, all at once:
 
@@ -49,8 +51,8 @@ def reconstruct(
     observed : (N, 28, 28)
         Images to start from.
     goal : "nearest", "preferred" or "range"
-    images : int
-        The first so many observed images, each to all classes; of ``nearest``.
+    images : int, optional
+        The first so many observed images, or all of them, each to all classes; of ``nearest``.
     probability : float
         That the class has to have.
     prior : float
@@ -58,6 +60,9 @@ def reconstruct(
     steps : int
     learning_rate : float
         Adam's, in pixel units or those of the code; not of ``nearest``.
+    beside : mapping, optional
+        Of ``range``: the decoder's matrices ``decoder_0``, ``decoder_1``, … (outputs, inputs), from
+        the code to the pixels, and ``code`` (d,), the mean code of images.
     callback : function
         Called before each step and at the end.
 
@@ -71,23 +76,24 @@ def reconstruct(
     Raises
     ------
     BadInput
-        When there are fewer images.
+        When there are fewer images, or no decoder for ``range``.
     """
+    images = images or len(observed)
     if images > len(observed):
         raise BadInput(f"images = {images}: {len(observed)} are observed")
-    network = copy.deepcopy(network).double()
+    network = copy.deepcopy(network).double().eval().requires_grad_(False)
     shape = observed.shape[1:]
     classes = network(observed[:1].double()).shape[1]
+    pixels: Function = torch.clone  # of what is changed: of pixels themselves, or of a code
     if goal == "nearest":
-        chosen = observed[:images].double().flatten(1)
+        origin = observed[:images].double().flatten(1)
     elif goal == "preferred":
-        chosen = torch.full((1, shape.numel()), BLANK, dtype=torch.float64)
+        origin = torch.full((1, shape.numel()), BLANK, dtype=torch.float64)
     else:
-        weights, mean = public_decoder()
-        code = mean.repeat(classes, 1)
-        chosen = decode(weights, code[:1])
-    start = chosen.repeat_interleave(classes, dim=0)  # (B, n)
-    label = torch.arange(classes).repeat(len(chosen))
+        weights, origin = public_decoder(beside or {})
+        pixels = partial(decode, weights)
+    start = origin.repeat_interleave(classes, dim=0)  # (B, n) or (B, d)
+    label = torch.arange(classes).repeat(len(origin))
 
     def log_odds(x: Tensor) -> Tensor:
         """log p / (1 − p) of the wanted classes: the logit less the others' log-sum-exp."""
@@ -98,9 +104,16 @@ def reconstruct(
             found.append(logits.gather(1, index[:, None]).squeeze(1) - others)
         return torch.cat(found)
 
+    def preference(x: Tensor) -> Tensor:
+        """The log-odds less what the prior has against an image, or a code."""
+        if goal == "range":
+            against = x.square().sum(dim=1) / 2
+        else:
+            against = _total_variation(x.unflatten(1, shape))
+        return log_odds(pixels(x)) - prior * against
+
     def shown(step: int, loss: Tensor, x: Tensor) -> None:
-        images = x if goal != "range" else decode(weights, x)
-        callback(step, loss, images.unflatten(1, shape))
+        callback(step, loss, pixels(x).unflatten(1, shape))
 
     odds = torch.full((len(start),), probability, dtype=torch.float64).logit()
     relation = torch.full_like(label, AT_LEAST)
@@ -108,30 +121,21 @@ def reconstruct(
         estimate, reached, iterations = nearest_by_planes(
             log_odds, start, wanted=odds, relation=relation, steps=steps, callback=shown
         )
-    elif goal == "range":
-        found = ascend(
-            lambda z: log_odds(decode(weights, z)) - prior * z.square().sum(dim=1) / 2,
-            code,
-            steps=steps,
-            learning_rate=learning_rate,
-            callback=shown,
-            box=False,
-        )
-        estimate = decode(weights, found)
     else:
-        estimate = ascend(
-            lambda x: log_odds(x) - prior * _total_variation(x.unflatten(1, shape)),
+        found = ascend(
+            preference,
             start,
             steps=steps,
             learning_rate=learning_rate,
             callback=shown,
+            box=goal == "preferred",
         )
-    if goal != "nearest":
+        estimate = pixels(found)
         reached = log_odds(estimate) >= odds
         iterations = torch.full_like(label, steps)
     return {
         "estimate": estimate.unflatten(1, shape),
-        "start": start.unflatten(1, shape),
+        "start": pixels(start).unflatten(1, shape),
         "label": label,
         "wanted": odds.sigmoid(),
         "relation": relation.to(torch.int8),
@@ -140,23 +144,21 @@ def reconstruct(
     }
 
 
-def public_decoder() -> tuple[list[Tensor], Tensor]:
-    """The matrices of the decoder that lies beside the images to start from, G(z) =
-    σ(W_L tanh(… tanh(W₁ z))), and the images' mean code (1, d), all in float64."""
-    arrays = read_arrays(observed_path("network_inversion"))
-    names = sorted(name for name in arrays if name.startswith("decoder_"))
-    if not names:
-        raise BadInput("goal = 'range': no decoder was observed; run `dvc repro`")
-    weights = [torch.as_tensor(arrays[name]).double() for name in names]
-    return weights, torch.as_tensor(arrays["code"]).double().unsqueeze(0)
+def public_decoder(beside: Mapping[str, Tensor]) -> tuple[list[Tensor], Tensor]:
+    """The matrices of the decoder G(z) = σ(W_L tanh(… tanh(W₁ z))) that lies beside the images to
+    start from, and the images' mean code (1, d), all in float64."""
+    names = sorted(name for name in beside if name.startswith("decoder_"))
+    if not names or "code" not in beside:
+        raise BadInput("goal = 'range': no decoder was observed")
+    return [beside[name].double() for name in names], beside["code"].double().unsqueeze(0)
 
 
 def decode(weights: list[Tensor], codes: Tensor) -> Tensor:
-    """(B, d) codes to (B, P) pixels."""
-    values = codes
-    for weight in weights[:-1]:
-        values = (values @ weight.T).tanh()
-    return (values @ weights[-1].T).sigmoid()
+    """(B, d) codes to (B, P) pixels, as a VAE's own ``decode``, of which only matrices are here."""
+    *hidden, last = weights
+    for weight in hidden:
+        codes = (codes @ weight.T).tanh()
+    return (codes @ last.T).sigmoid()
 
 
 def _total_variation(images: Tensor) -> Tensor:

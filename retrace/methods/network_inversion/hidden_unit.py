@@ -22,11 +22,13 @@ from retrace.methods.network_inversion._nearest import (
     box_range,
     nearest,
 )
-from retrace.types import BadInput, Callback
+from retrace.types import BadInput, Callback, ignore
 
 OFF = 0.0  # at most this goes into a ReLU that is shut down
 STRAIGHT = 1e-9  # relative deviation from a plane that is rounding
 BATCH = 200  # images that go through a network together: their arrays stay in the cache
+
+Values = Callable[[Tensor, Tensor], Tensor]  # images (B, n) and a unit for each, to values (B,)
 
 
 def unit_values(network: nn.Module, images: Tensor, *, layer: str) -> Tensor:
@@ -67,12 +69,12 @@ def reconstruct(
     *,
     layer: str,
     units: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)],
-    images: Annotated[int, Field(ge=1)],
     levels: list[float],
-    solver: Literal["exact", "gradient"],
-    steps: Annotated[int, Field(ge=0)],
-    learning_rate: Annotated[float, Field(gt=0)],
-    callback: Callback,
+    images: Annotated[int, Field(ge=1)] | None = None,
+    solver: Literal["exact", "gradient"] = "gradient",
+    steps: Annotated[int, Field(ge=1)] = 60,
+    learning_rate: Annotated[float, Field(gt=0)] = 0.05,
+    callback: Callback = ignore,
 ) -> dict[str, Tensor]:
     """For each unit and image: the image in [0, 1]ⁿ that maximises the unit, the nearest one that
     shuts it down, and the nearest ones that drive it to each level.
@@ -94,10 +96,10 @@ def reconstruct(
     layer : str
         See `unit_values`.
     units : list of int
-    images : int
-        The first so many observed images are taken, for each unit.
     levels : list of float
         Wanted values before the activation.
+    images : int, optional
+        The first so many observed images are taken, or all of them, for each unit.
     solver : "exact" or "gradient"
     steps : int
         Of ``gradient``.
@@ -122,9 +124,10 @@ def reconstruct(
     """
     if not bool(torch.tensor(levels).isfinite().all()):
         raise BadInput(f"levels = {levels}: a level is not finite")
+    images = images or len(observed)
     if images > len(observed):
         raise BadInput(f"images = {images}: {len(observed)} are observed")
-    network = copy.deepcopy(network).double()
+    network = copy.deepcopy(network).double().eval().requires_grad_(False)
     shape = observed.shape[1:]
     chosen = observed[:images].double().flatten(1)  # (images, n)
     width = unit_values(network, chosen[:1].unflatten(1, shape), layer=layer).shape[1]
@@ -156,24 +159,17 @@ def reconstruct(
         feasible = torch.where(possible, PROVED, DISPROVED)
         iterations = torch.zeros_like(unit)
     else:
-        estimate, feasible = start.clone(), torch.full_like(unit, UNKNOWN)
-        iterations = torch.full_like(unit, steps)
-        estimate[rising] = ascend(
-            lambda x: values(x, unit[rising]),
-            start[rising],
+        estimate, feasible, iterations = _by_gradient(
+            values,
+            unit,
+            start,
+            rising=rising,
+            wanted=wanted,
+            relation=relation,
             steps=steps,
             learning_rate=learning_rate,
-            callback=lambda step, loss, x: None,
-        )
-        estimate[~rising], reached, iterations[~rising] = nearest_by_planes(
-            lambda x: values(x, unit[~rising]),
-            start[~rising],
-            wanted=wanted[~rising],
-            relation=relation[~rising],
-            steps=steps,
             callback=lambda step, loss, x: callback(step, loss, x.unflatten(1, shape)),
         )
-        feasible[~rising] = torch.where(reached, PROVED, UNKNOWN)
     return {
         "estimate": estimate.unflatten(1, shape),
         "start": start.unflatten(1, shape),
@@ -186,9 +182,43 @@ def reconstruct(
     }
 
 
-def _planes(
-    values: Callable[[Tensor, Tensor], Tensor], unit: Tensor, start: Tensor
-) -> tuple[Tensor, Tensor]:
+def _by_gradient(
+    values: Values,
+    unit: Tensor,
+    start: Tensor,
+    *,
+    rising: Tensor,
+    wanted: Tensor,
+    relation: Tensor,
+    steps: int,
+    learning_rate: float,
+    callback: Callback,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Images (B, n) of the largest value where it is to rise, and near ones of the wanted value
+    elsewhere; what is known of there being one, (B,); and steps (B,)."""
+    estimate, feasible = start.clone(), torch.full_like(unit, UNKNOWN)
+    iterations = torch.full_like(unit, steps)
+    estimate[rising] = ascend(
+        lambda x: values(x, unit[rising]),
+        start[rising],
+        steps=steps,
+        learning_rate=learning_rate,
+        callback=ignore,
+    )
+    level = ~rising
+    estimate[level], reached, iterations[level] = nearest_by_planes(
+        lambda x: values(x, unit[level]),
+        start[level],
+        wanted=wanted[level],
+        relation=relation[level],
+        steps=steps,
+        callback=callback,
+    )
+    feasible[level] = torch.where(reached, PROVED, UNKNOWN)
+    return estimate, feasible, iterations
+
+
+def _planes(values: Values, unit: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
     """Weights (B, n) and biases (B,) of affine units; refuses others."""
     bias, weight = value_and_gradient(lambda x: values(x, unit), torch.zeros_like(start))
     found = values(start, unit)

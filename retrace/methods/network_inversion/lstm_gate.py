@@ -16,21 +16,21 @@ from retrace.methods.network_inversion._nearest import (
     box_range,
     nearest,
 )
-from retrace.types import SIDE, BadInput, Callback
+from retrace.types import SIDE, BadInput, Callback, ignore
 
 
 def reconstruct(
     network: nn.Module,
     observed: Tensor,
     *,
-    change: Literal["row", "image"],
     units: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)],
-    row: Annotated[int, Field(ge=0, lt=SIDE)],
-    images: Annotated[int, Field(ge=1)],
-    gate: Annotated[float, Field(gt=0, lt=1)],
-    sharpness: Annotated[float, Field(gt=0)],
-    steps: Annotated[int, Field(ge=1)],
-    callback: Callback,
+    change: Literal["row", "image"] = "row",
+    row: Annotated[int, Field(ge=0, lt=SIDE)] = 14,
+    images: Annotated[int, Field(ge=1)] | None = None,
+    gate: Annotated[float, Field(gt=0, lt=1)] = 0.3,
+    sharpness: Annotated[float, Field(gt=0)] = 5.0,
+    steps: Annotated[int, Field(ge=1)] = 150,
+    callback: Callback = ignore,
 ) -> dict[str, Tensor]:
     """Change images as little as possible so that a unit forgets: its forget gate
     σ(W_if x_t + b_if + W_hf h_{t−1} + b_hf) is at most `gate`.
@@ -50,13 +50,13 @@ def reconstruct(
         See retrace/networks/lstm.py.
     observed : (N, 28, 28)
         Images to start from.
-    change : "row" or "image"
     units : list of int
         Units of the LSTM.
+    change : "row" or "image"
     row : int
         t from 0 on.
-    images : int
-        The first so many observed images, for each unit.
+    images : int, optional
+        The first so many observed images, or all of them, for each unit.
     gate : float
         What the gate has to be at most.
     sharpness : float
@@ -78,55 +78,42 @@ def reconstruct(
     BadInput
         On a unit or an image that does not exist.
     """
+    images = images or len(observed)
     if images > len(observed):
         raise BadInput(f"images = {images}: {len(observed)} are observed")
-    network = copy.deepcopy(network).double()
-    on_row, on_hidden, bias = network.forget_parts()  # type: ignore[operator]
+    network = copy.deepcopy(network).double().eval().requires_grad_(False)
+    width = len(network.forget_parts()[2])  # type: ignore[operator]
     for unit in units:
-        if unit >= len(bias):
-            raise BadInput(f"units: {unit} is none of the {len(bias)} units of the LSTM")
-    chosen = observed[:images].double()
-    start = chosen.repeat(len(units), 1, 1)  # (B, 28, 28)
+        if unit >= width:
+            raise BadInput(f"units: {unit} is none of the {width} units of the LSTM")
+    start = observed[:images].double().repeat(len(units), 1, 1)  # (B, 28, 28)
     index = torch.tensor(units).repeat_interleave(images)
     wanted = torch.full((len(start),), gate, dtype=torch.float64)
     relation = torch.full_like(index, AT_MOST)
     if change == "row":
-        before = network.before(chosen)[:, row]  # type: ignore[operator]
-        hidden = before.repeat(len(units), 1)  # (B, H)
-        fixed = (hidden * on_hidden[index]).sum(dim=1) + bias[index]
-        found, possible = nearest(
-            start[:, row],
-            on_row[index],
-            fixed,
+        before = network.before(observed[:images].double())[:, row]  # type: ignore[operator]
+        estimate, feasible = _by_row(
+            network,
+            start,
+            index,
+            hidden=before.repeat(len(units), 1),
+            row=row,
             wanted=wanted.logit(),
             relation=relation,
-            box=True,
         )
-        estimate = start.clone()
-        estimate[:, row] = found
-        feasible = torch.where(possible, PROVED, DISPROVED)
         iterations = torch.zeros_like(index)
     else:
-
-        def largest(x: Tensor) -> Tensor:
-            pixels = x.unflatten(1, (SIDE, SIDE))
-            logits = network.forget_logits(pixels)[:, row:]  # type: ignore[operator]
-            of_unit = logits.gather(2, index[:, None, None].expand(-1, SIDE - row, 1)).squeeze(2)
-            return (sharpness * of_unit).logsumexp(dim=1) / sharpness
-
-        point, reached, iterations = nearest_by_planes(
-            largest,
-            start.flatten(1),
+        estimate, feasible, iterations = _by_image(
+            network,
+            start,
+            index,
+            row=row,
             wanted=wanted.logit(),
             relation=relation,
+            sharpness=sharpness,
             steps=steps,
-            callback=lambda step, loss, x: callback(step, loss, x.unflatten(1, (SIDE, SIDE))),
+            callback=callback,
         )
-        estimate = point.unflatten(1, (SIDE, SIDE))
-        lowest = box_range(on_row[index], bias[index])[0] - on_hidden[index].abs().sum(dim=1)
-        feasible = torch.where(reached, PROVED, UNKNOWN)
-        feasible = torch.where(lowest > wanted.logit(), DISPROVED, feasible)
-        estimate = torch.where((feasible == DISPROVED)[:, None, None], start, estimate)
     return {
         "estimate": estimate,
         "start": start,
@@ -136,3 +123,64 @@ def reconstruct(
         "feasible": feasible.to(torch.int8),
         "iterations": iterations,
     }
+
+
+def _by_row(
+    network: nn.Module,
+    start: Tensor,
+    unit: Tensor,
+    *,
+    hidden: Tensor,
+    row: int,
+    wanted: Tensor,
+    relation: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Images (B, 28, 28) with the nearest row that gives the wanted logits, and whether there is
+    one (B,); the hidden states (B, H) are those before that row."""
+    on_row, on_hidden, bias = network.forget_parts()  # type: ignore[operator]
+    fixed = (hidden * on_hidden[unit]).sum(dim=1) + bias[unit]
+    found, possible = nearest(
+        start[:, row], on_row[unit], fixed, wanted=wanted, relation=relation, box=True
+    )
+    estimate = start.clone()
+    estimate[:, row] = found
+    return estimate, torch.where(possible, PROVED, DISPROVED)
+
+
+def _by_image(
+    network: nn.Module,
+    start: Tensor,
+    unit: Tensor,
+    *,
+    row: int,
+    wanted: Tensor,
+    relation: Tensor,
+    sharpness: float,
+    steps: int,
+    callback: Callback,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Images (B, 28, 28) whose logits from a row on are the wanted ones, what is known of there
+    being one (B,), and steps (B,)."""
+
+    def largest(x: Tensor) -> Tensor:
+        """log Σ_t exp(k logit_t) / k of images (B, 784)."""
+        pixels = x.unflatten(1, (SIDE, SIDE))
+        logits = network.forget_logits(pixels)[:, row:]  # type: ignore[operator]
+        of_unit = logits.gather(2, unit[:, None, None].expand(-1, SIDE - row, 1)).squeeze(2)
+        return (sharpness * of_unit).logsumexp(dim=1) / sharpness
+
+    point, reached, iterations = nearest_by_planes(
+        largest,
+        start.flatten(1),
+        wanted=wanted,
+        relation=relation,
+        steps=steps,
+        callback=lambda step, loss, x: callback(step, loss, x.unflatten(1, (SIDE, SIDE))),
+    )
+    on_row, on_hidden, bias = network.forget_parts()  # type: ignore[operator]
+    lowest = box_range(on_row[unit], bias[unit])[0] - on_hidden[unit].abs().sum(dim=1)
+    feasible = torch.where(reached, PROVED, UNKNOWN)
+    feasible = torch.where(lowest > wanted, DISPROVED, feasible)
+    estimate = point.unflatten(1, (SIDE, SIDE))
+    estimate = torch.where((feasible == DISPROVED)[:, None, None], start, estimate)
+    return estimate, feasible, iterations

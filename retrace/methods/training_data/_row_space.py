@@ -1,16 +1,60 @@
 """The row space of the first layer: what its points and the units' patterns say about images."""
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor
 
-NOISE = 1e-6  # singular values below this share of the largest are float32's noise
-KINK = 1e-2  # |cosine| between an image and a unit below which the unit counts as at its kink
-RIDGE = 1e-5  # of the fit of a pattern in the column space
-STRICT = 1e3  # weight of the conditions on the duals
-LIVE_SHARE = 0.02  # of the second layer's units of one sign, for a candidate to count as passing
-TIGHT = 2e-3  # a pixel this near to 0 or 1 is at the end of its range
-FLOOR = 1e-10  # keeps directions that the weights determine weakly from counting as free
-ONES = 100.0  # weight of the last coordinate, which stays 1
+from retrace.methods.training_data._constants import (
+    DEAD,
+    FLOOR,
+    KINK,
+    LIVE_SHARE,
+    NOISE,
+    ONES,
+    RIDGE,
+    RIGID,
+    STRICT,
+    TIGHT,
+)
+
+Map = Callable[[Tensor], Tensor]  # of images (m, d) to images
+
+
+def affine(images: Tensor, *, factors: tuple[Tensor, ...], offset: Tensor) -> Tensor:
+    """v M + c, M the product of the factors and c the offset (d,)."""
+    *others, last = factors
+    for factor in others:
+        images = images @ factor
+    return torch.addmm(offset, images, last)
+
+
+def smallest_ratio(upper: Tensor, lower: Tensor) -> Tensor:
+    """Smallest v^T U v / v^T L v over v, (m,), of symmetric matrices (m, k, k): the smallest
+    generalised eigenvalue."""
+    root = torch.linalg.cholesky(lower)
+    half = torch.linalg.solve_triangular(root, upper, upper=False)
+    whole = torch.linalg.solve_triangular(root, half.mT, upper=False)
+    return torch.linalg.eigvalsh((whole + whole.mT) / 2)[:, 0]
+
+
+def gain_drift(wanted: Tensor, reached: Tensor, on: Tensor) -> Tensor:
+    """How far the units' gains have drifted, (units,): what is reached over what is wanted, by
+    least squares over the images, each of the same weight.
+
+    Parameters
+    ----------
+    wanted, reached : (k, units)
+        Patterns of known images, and their fits in the column space.
+    on : (k, units)
+        1 where the image switches the unit on, else 0.
+    """
+    weight = on / wanted.square().sum(dim=1, keepdim=True).clamp(min=1e-30)
+    share = (weight * wanted.square()).sum(dim=0)
+    drift = (weight * reached * wanted).sum(dim=0) / share.clamp(min=1e-30)
+    votes = on.sum(dim=0)
+    return (drift * votes + 3) / (votes + 3)  # few votes: stay near 1
 
 
 class RowSpace:
@@ -32,7 +76,7 @@ class RowSpace:
         self.bias = bias.double()
         self.rows = torch.cat([self.first, self.bias[:, None]], dim=1)
         lengths = self.rows.norm(dim=1)
-        self.live = torch.nonzero(lengths > 1e-2 * lengths.max()).flatten()
+        self.live = torch.nonzero(lengths > DEAD * lengths.max()).flatten()
         self.lengths = lengths[self.live]
         columns, values, basis = torch.linalg.svd(self.rows, full_matrices=False)
         rank = int((values > NOISE * values[0]).sum())
@@ -52,11 +96,11 @@ class RowSpace:
         centred = (images - self.mean).double()
         return torch.cat([centred, centred.new_ones(len(centred), 1)], dim=1)
 
-    def projection(self, strength: float, duals: Tensor, weight: float) -> tuple[Tensor, Tensor]:
-        """The nearest point of the row space, small coordinates and no known image preferred.
+    def projection(self, strength: float, duals: Tensor, weight: float) -> Map:
+        """To the nearest point of the row space, small coordinates and no known image preferred.
 
         argmin over z, z b = 1, of |z V_pixels - v|^2 + strength sum (z_k / s_k)^2 + weight |D z|^2
-        is affine in v: v M + m.
+        for v less the mean is affine in v.
 
         Parameters
         ----------
@@ -68,8 +112,8 @@ class RowSpace:
 
         Returns
         -------
-        M : (d, d) float32
-        m : (d,) float32
+        function
+            In float32; by two thin factors where they hold fewer numbers than their product.
         """
         pixels, ones = self.basis[:, :-1], self.basis[:, -1]
         normal = pixels @ pixels.T + (strength / self.spread**2).diag() + weight * duals.T @ duals
@@ -77,7 +121,12 @@ class RowSpace:
         towards = inverse @ ones
         reach = ones @ towards
         inverse = inverse - torch.outer(towards, towards) / reach
-        return (pixels.T @ inverse @ pixels).float(), (pixels.T @ towards / reach).float()
+        left, mean = pixels.T @ inverse, self.mean.double()
+        offset = mean + (towards / reach - mean @ left) @ pixels
+        few = 2 * len(self.values) < len(mean)
+        factors = (left, pixels) if few else (left @ pixels,)
+        single = tuple(factor.float() for factor in factors)
+        return partial(affine, factors=single, offset=offset.float())
 
     def patterns(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What candidates switch on.
@@ -114,7 +163,8 @@ class RowSpace:
         whole.diagonal().add_(RIDGE)
         normal = whole.repeat(len(cosines), 1, 1)
         for matrix, kink in zip(normal, cosines.abs() <= KINK, strict=True):
-            matrix.sub_(self.scaled[kink].T @ self.scaled[kink])
+            rows = self.scaled[kink]
+            matrix.addmm_(rows.T, rows, alpha=-1)
         return normal
 
     def certify(self, images: Tensor, chunk: int = 64) -> Tensor:
@@ -138,19 +188,14 @@ class RowSpace:
             mixed = self.scaled.T @ patterns  # (m, r, 2)
             energy = patterns.mT @ patterns  # (m, 2, 2)
             left = energy - mixed.mT @ torch.cholesky_solve(mixed, factor)
-            # An image that passes both groups has two dual factors: the best ratio of them is the
-            # smaller generalised eigenvalue of a 2 x 2 problem.
             both = passing.all(dim=1)
             scale = energy.diagonal(dim1=1, dim2=2)
             single = (left.diagonal(dim1=1, dim2=2) / scale.clamp(min=1e-30)).where(
                 passing, torch.ones(())
             )
             value = single.min(dim=1).values
-            if bool(both.any()):
-                root = torch.linalg.cholesky(energy[both])
-                half = torch.linalg.solve_triangular(root, left[both], upper=False)
-                whole = torch.linalg.solve_triangular(root, half.mT, upper=False)
-                value[both] = torch.linalg.eigvalsh((whole + whole.mT) / 2)[:, 0]
+            # An image that passes both groups has two dual factors: the best of all.
+            value[both] = smallest_ratio(left[both], energy[both])
             residuals.append(value.clamp(min=0).sqrt().float())
         return torch.cat(residuals)
 
@@ -179,7 +224,6 @@ class RowSpace:
             return self.basis.new_zeros(0, len(self.values)), self.rows
         extended, cosines, passing = self.patterns(found)
         coordinates = extended @ self.basis.T
-        used = cosines.abs() > KINK
         on = (cosines > KINK).double()
         normal = self._normal(cosines) + STRICT * coordinates.T @ coordinates
         factor = torch.linalg.cholesky(normal)
@@ -199,17 +243,25 @@ class RowSpace:
             fitted, factors = fitted / own, factors / own[:, :, None]
             wanted = (self.gains * on[:, :, None] * passing[:, None, :] @ factors).squeeze(2)
             reached = fitted @ self.scaled.T
-            weight = used * on / (wanted.square() * used).sum(dim=1, keepdim=True).clamp(min=1e-30)
-            share = (weight * wanted.square()).sum(dim=0)
-            drift = (weight * reached * wanted).sum(dim=0) / share.clamp(min=1e-30)
-            votes = (used * on).sum(dim=0)
-            drift = (drift * votes + 3) / (votes + 3)  # few votes: stay near 1
+            drift = gain_drift(wanted, reached, on)
         # In units of the rows the fit's columns carry S_k / S_1, and reading 1 costs S_1.
         taken = (self.columns * self.values) @ fitted.T @ extended
         return fitted, self.rows - taken
 
-    def rigidity(self, images: Tensor, chunk: int = 64) -> tuple[Tensor, Tensor]:
-        """How firmly the pixels at the ends of their range hold an image in its place.
+    def _tight(self, images: Tensor) -> Tensor:
+        """Normal matrices (m, r, r) of the rows that hold a point: those of its tight pixels, at 0
+        or 1, of the last coordinate, and a little of each direction."""
+        pixels, ones = self.basis[:, :-1], self.basis[:, -1]
+        # Of all pixels, less the free ones, which are fewer than the tight ones.
+        whole = (FLOOR / self.spread**2).diag() + ONES * torch.outer(ones, ones) + pixels @ pixels.T
+        normal = whole.repeat(len(images), 1, 1)
+        for matrix, free in zip(normal, (images >= TIGHT) & (images <= 1 - TIGHT), strict=True):
+            loose = pixels[:, free]
+            matrix.addmm_(loose, loose.T, alpha=-1)
+        return normal
+
+    def rigid(self, images: Tensor, chunk: int = 64) -> Tensor:
+        """Whether the pixels at the ends of their range hold an image in its place.
 
         A point of the row space is a vertex of the polytope that the box of pixels cuts out of it
         when no direction leaves all its tight pixels (at 0 or 1) as they are. A training image
@@ -222,22 +274,24 @@ class RowSpace:
 
         Returns
         -------
-        rigidity : (m,) float32
-            Smallest singular value of the tight pixels' rows; about 0 where the image can move.
-        directions : (m, d) float32
-            In which it moves most freely: a step in pixels.
+        (m,) bool
+            Whether the smallest singular value of the tight pixels' rows is above `RIGID`.
         """
-        pixels, ones = self.basis[:, :-1], self.basis[:, -1]
-        always = (FLOOR / self.spread**2).diag() + ONES * torch.outer(ones, ones)
-        smallest, directions = [torch.zeros(0)], [images[:0].float()]
+        found = [torch.zeros(0, dtype=torch.bool)]
         for part in images.split(chunk):
-            normal = always.repeat(len(part), 1, 1)
-            for matrix, tight in zip(normal, (part < TIGHT) | (part > 1 - TIGHT), strict=True):
-                matrix.add_(pixels[:, tight] @ pixels[:, tight].T)
-            values, vectors = torch.linalg.eigh(normal)
-            smallest.append(values[:, 0].clamp(min=0).sqrt().float())
-            directions.append((vectors[:, :, 0] @ pixels).float())
-        return torch.cat(smallest), torch.cat(directions)
+            normal = self._tight(part)
+            normal.diagonal(dim1=1, dim2=2).sub_(RIGID**2)
+            # Positive definite still, which costs less to find out than the eigenvalue.
+            found.append(torch.linalg.cholesky_ex(normal).info == 0)
+        return torch.cat(found)
+
+    def loosest(self, images: Tensor, chunk: int = 64) -> Tensor:
+        """Directions (m, d), steps in pixels, in which images move most freely: see `rigid`."""
+        directions = [images[:0].float()]
+        for part in images.split(chunk):
+            _, vectors = torch.linalg.eigh(self._tight(part))
+            directions.append((vectors[:, :, 0] @ self.basis[:, :-1]).float())
+        return torch.cat(directions)
 
     def objectives(self, found: Tensor, count: int, generator: torch.Generator) -> Tensor:
         """Random directions that say nothing of the images found, to search the others along.

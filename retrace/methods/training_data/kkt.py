@@ -2,17 +2,18 @@
 
 import math
 from collections.abc import Callable
-from typing import Annotated, Literal, NamedTuple
+from contextlib import suppress
+from functools import partial
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from retrace.types import BadInput, Callback, Seed
+from retrace.types import BadInput, Callback, Seed, ignore
 
 MOMENTUM = 0.9
 Chain = tuple[Tensor, ...]  # matrices whose product is a layer's weights
-Bounds = tuple[Tensor, Tensor]  # (d,) each: what x is penalised beyond
 MULTIPLIER_PENALTY = 5.0  # weight of the multipliers below their minimum, as published
 SEARCHED_FACTOR = 10.0  # how far, either way, the search goes from a given setting
 SEARCHED_MINIMUM = (0.01, 0.5)  # range of the searched multiplier_minimum, as published
@@ -29,30 +30,51 @@ class Setting(NamedTuple):
     sharpness: float
 
 
+class Target(NamedTuple):
+    """What candidates have to explain, and where they may lie.
+
+    Attributes
+    ----------
+    weights : list of (n_l, n_{l-1})
+        n_0 = d and n_L = 1.
+    bias : (n_1,)
+    chains : list of tuple of Tensor
+        Of each layer the matrices whose product is its weights: see `factored`.
+    low, high : (d,)
+        x is penalised outside them.
+    """
+
+    weights: list[Tensor]
+    bias: Tensor
+    chains: list[Chain]
+    low: Tensor
+    high: Tensor
+
+
 def reconstruct(
     network: nn.Module,
     observed: Tensor,
     *,
-    candidates: Annotated[int, Field(ge=2, multiple_of=2)],
-    deviation: Annotated[float, Field(gt=0)],
-    learning_rate: Annotated[float, Field(gt=0)],
-    multiplier_rate: Annotated[float, Field(gt=0)],
-    multiplier_minimum: Annotated[float, Field(ge=0)],
-    sharpness: Annotated[float, Field(gt=0)],
-    steps: Annotated[int, Field(ge=1)],
-    trials: Annotated[int, Field(ge=1)],
-    search_steps: Annotated[int, Field(ge=1)],
-    bounds: Literal["published", "pixels"],
-    seed: Seed,
-    callback: Callback,
+    candidates: Annotated[int, Field(ge=2, multiple_of=2)] = 1000,
+    deviation: Annotated[float, Field(gt=0)] = 0.00174,
+    learning_rate: Annotated[float, Field(gt=0)] = 0.28,
+    multiplier_rate: Annotated[float, Field(gt=0)] = 1e-4,
+    multiplier_minimum: Annotated[float, Field(ge=0)] = 0.415,
+    sharpness: Annotated[float, Field(gt=0)] = 19.2,
+    steps: Annotated[int, Field(ge=1)] = 2400,
+    trials: Annotated[int, Field(ge=1)] = 1,
+    search_steps: Annotated[int, Field(ge=1)] = 50,
+    bounds: Literal["published", "pixels"] = "published",
+    seed: Seed = 0,
+    callback: Callback = ignore,
 ) -> Tensor:
     """Optimise candidates and their multipliers to explain the weights (Haim et al. 2022).
 
     A network trained far enough fulfils θ = Σᵢ λᵢ yᵢ ∇f(θ; xᵢ) up to scale, with λ ≥ 0: the KKT
     conditions of the maximum-margin problem (arXiv 2206.07758, after Lyu & Li 2020). The attack
     draws x ~ N(0, deviation²), with the mean image subtracted, and λ uniform in [0, 1), gives
-    half of them the label +1, half −1, and lowers `value_and_gradients` by gradient descent with
-    momentum 0.9.
+    half of them the label +1, half −1, and lowers `unexplained` by gradient descent with momentum
+    0.9.
 
     What the authors' code computes is followed where it is more than the paper's equations
     (github.com/nivha/dataset_reconstruction, extraction.py): the sum over candidates is divided
@@ -111,36 +133,23 @@ def reconstruct(
     weights, bias = homogeneous_layers(network)
     mean: Tensor = network.get_buffer("mean")
     shape: tuple[int, ...] = network.shape  # type: ignore[assignment]
-    box = None if bounds == "published" else (-mean, 1 - mean)
+    end = torch.ones_like(mean)
+    low, high = (-end, end) if bounds == "published" else (-mean, end - mean)
+    target = Target(weights, bias, factored(weights), low, high)
+    run = partial(
+        extract, target, candidates=candidates, multiplier_rate=multiplier_rate, seed=seed
+    )
     setting = Setting(deviation, learning_rate, multiplier_minimum, sharpness)
-    chains = factored(weights)
     if trials > 1:
-        setting = search(
-            weights,
-            bias,
-            setting,
-            candidates=candidates,
-            multiplier_rate=multiplier_rate,
-            trials=trials,
-            search_steps=search_steps,
-            seed=seed,
-            bounds=box,
-            chains=chains,
-        )
+        tried = settings_to_try(setting, trials=trials, seed=seed)
+        setting = search(partial(run, steps=search_steps), tried)
 
     def images(x: Tensor) -> Tensor:
         return (x + mean).clamp_(0, 1).unflatten(1, shape).float()
 
-    x, multipliers, _ = extract(
-        weights,
-        bias,
+    x, multipliers, _ = run(
         setting,
-        candidates=candidates,
-        multiplier_rate=multiplier_rate,
         steps=steps,
-        seed=seed,
-        bounds=box,
-        chains=chains,
         watch=lambda step, loss, x: callback(step, loss.float().expand(len(x)), images(x)),
     )
     return images(x[multipliers.argsort(descending=True, stable=True)])
@@ -226,64 +235,37 @@ def _not_covered(reason: str) -> BadInput:
     )
 
 
-def search(
-    weights: list[Tensor],
-    bias: Tensor,
-    given: Setting,
-    *,
-    candidates: int,
-    multiplier_rate: float,
-    trials: int,
-    search_steps: int,
-    seed: int,
-    bounds: Bounds | None = None,
-    chains: list[Chain] | None = None,
-) -> Setting:
-    """Choose the setting whose own loss is the smallest after `search_steps`.
+Extracted = tuple[Tensor, Tensor, Tensor]  # see `extract`
+
+
+def search(attack: Callable[[Setting], Extracted], settings: list[Setting]) -> Setting:
+    """Choose the setting with which the attack's own loss ends smallest.
 
     The loss is all that an attacker sees: the truth has no part in it. A trial that diverges
     loses.
 
     Parameters
     ----------
-    weights, bias
-        See `homogeneous_layers`.
-    given : Setting
-        The first trial, and the middle of the others: see `settings_to_try`.
-    candidates, multiplier_rate, trials, search_steps, seed
-        See `reconstruct`.
-    chains
-        See `value_and_gradients`.
+    attack : function
+        A short `extract`.
+    settings : list of Setting
+        See `settings_to_try`.
 
     Raises
     ------
     BadInput
         When all trials diverge.
     """
-    best, smallest = given, math.inf
-    for setting in settings_to_try(given, trials=trials, seed=seed):
-        try:
-            _, _, loss = extract(
-                weights,
-                bias,
-                setting,
-                candidates=candidates,
-                multiplier_rate=multiplier_rate,
-                steps=search_steps,
-                seed=seed,
-                bounds=bounds,
-                chains=chains,
-            )
-        except BadInput:
-            continue
-        if float(loss) < smallest:
-            best, smallest = setting, float(loss)
-    if math.isinf(smallest):
+    losses = {}
+    for setting in settings:
+        with suppress(BadInput):
+            losses[setting] = float(attack(setting)[2])
+    if not losses:
         raise BadInput(
-            f"the attack's loss is not finite in any of {trials} trials around "
-            f"learning_rate = {given.learning_rate:g}; lower it"
+            f"learning_rate = {settings[0].learning_rate:g}: the attack's loss is not finite in "
+            f"any of {len(settings)} trials around it; lower it"
         )
-    return best
+    return min(losses, key=lambda setting: losses[setting])
 
 
 def settings_to_try(given: Setting, *, trials: int, seed: int) -> list[Setting]:
@@ -308,29 +290,23 @@ def settings_to_try(given: Setting, *, trials: int, seed: int) -> list[Setting]:
 
 
 def extract(
-    weights: list[Tensor],
-    bias: Tensor,
+    target: Target,
     setting: Setting,
     *,
     candidates: int,
     multiplier_rate: float,
     steps: int,
     seed: int,
-    bounds: Bounds | None = None,
-    chains: list[Chain] | None = None,
-    watch: Callable[[int, Tensor, Tensor], None] = lambda step, loss, x: None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Draw x and λ, and lower the loss by gradient descent with momentum.
+    watch: Callable[[int, Tensor, Tensor], None] = ignore,
+) -> Extracted:
+    """Draw x and λ, and lower `unexplained` by gradient descent with momentum.
 
     Parameters
     ----------
-    weights, bias
-        See `homogeneous_layers`.
+    target : Target
     setting : Setting
     candidates, multiplier_rate, steps, seed
         See `reconstruct`.
-    chains
-        See `value_and_gradients`.
     watch : function
         Called with the step 0..steps, the loss () and x (m, d), which it must not keep.
 
@@ -347,164 +323,103 @@ def extract(
         As soon as the loss is not finite.
     """
     generator = torch.Generator().manual_seed(seed)
-    dtype = bias.dtype
-    x = torch.randn(candidates, weights[0].shape[1], generator=generator, dtype=dtype)
+    dtype = target.bias.dtype
+    x = torch.randn(candidates, len(target.low), generator=generator, dtype=dtype)
     x *= setting.deviation
     multipliers = torch.rand(candidates, generator=generator, dtype=dtype)
     signs = torch.ones(candidates, dtype=dtype)
     signs[candidates // 2 :] = -1
-    velocities = torch.zeros_like(x), torch.zeros_like(multipliers)
+    optimiser = torch.optim.SGD(
+        [
+            {"params": [x.requires_grad_()], "lr": setting.learning_rate},
+            {"params": [multipliers.requires_grad_()], "lr": multiplier_rate},
+        ],
+        momentum=MOMENTUM,
+    )
     for step in range(steps + 1):
-        loss, *gradients = value_and_gradients(
-            weights,
-            bias,
-            x,
-            multipliers,
-            signs,
-            sharpness=setting.sharpness,
-            multiplier_minimum=setting.multiplier_minimum,
-            bounds=bounds,
-            chains=chains,
-        )
+        loss = unexplained(target, x, multipliers, signs, setting)
         if not bool(loss.isfinite()):
             raise BadInput(
-                f"the attack's loss is {float(loss)} at step {step} with "
-                f"learning_rate = {setting.learning_rate:g}; lower it"
+                f"learning_rate = {setting.learning_rate:g}: the attack's loss is "
+                f"{float(loss.detach())} at step {step}; lower it"
             )
-        watch(step, loss, x)
+        watch(step, loss.detach(), x.detach())
         if step < steps:
-            for variable, velocity, gradient, rate in zip(
-                (x, multipliers),
-                velocities,
-                gradients,
-                (setting.learning_rate, multiplier_rate),
-                strict=True,
-            ):
-                velocity.mul_(MOMENTUM).add_(gradient)
-                variable.sub_(velocity, alpha=rate)
-    return x, multipliers, loss
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+    return x.detach(), multipliers.detach(), loss.detach()
 
 
-def value_and_gradients(
-    weights: list[Tensor],
-    bias: Tensor,
-    x: Tensor,
-    multipliers: Tensor,
-    signs: Tensor,
-    *,
-    sharpness: float,
-    multiplier_minimum: float,
-    bounds: Bounds | None = None,
-    chains: list[Chain] | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Loss of the attack and its gradients, layer by layer, with no second backward pass.
+class ModifiedRelu(torch.autograd.Function):
+    """ReLU with another derivative, that of the authors' code (CreateModel.py)."""
+
+    @staticmethod
+    def forward(context: Any, z: Tensor, slope: Tensor) -> Tensor:
+        context.save_for_backward(slope)
+        return z.relu()
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (slope,) = context.saved_tensors
+        return gradient * slope, None
+
+
+def unexplained(
+    target: Target, x: Tensor, multipliers: Tensor, signs: Tensor, setting: Setting
+) -> Tensor:
+    """Loss of the attack: what of the weights is not Σᵢ λᵢ yᵢ ∇f(θ; xᵢ) / m, and penalties.
 
     With A_0 = x, Z_l = A_{l−1} W_lᵀ (+ b for l = 1), A_l = relu(Z_l), S_l = σ(αZ_l) and
     c_i = λ_i y_i / m, the gradient of Σ c_i f(x_i) is, layer by layer from the last one,
 
         D_L = c,   D_l = (D_{l+1} W_{l+1}) ∘ S_l,   G_l = D_lᵀ A_{l−1},   g = Σ_i D_1,
 
-    and the loss is, with the residuals R_l = W_l − G_l and r = b − g,
+    and the loss is
 
-        Σ_l ‖R_l‖² + ‖r‖² + Σ |x − clamp(x)|² + 5 Σ max(multiplier_minimum − λ, 0)².
+        Σ_l ‖W_l − G_l‖² + ‖b − g‖² + Σ |x − clamp(x)|² + 5 Σ max(multiplier_minimum − λ, 0)².
 
-    The first two terms depend on x through the A_l and the D_l. Their derivatives, both over −2,
-    are found in the reverse of the order in which those were: first P_l, that of D_l, up,
-
-        P_1 = A_0 R_1ᵀ + r,   P_l = A_{l−1} R_lᵀ + (P_{l−1} ∘ S_{l−1}) W_lᵀ,
-
-    then Q_l, that of A_l, down, E_l being that of Z_l, with S′ = α S (1 − S),
-
-        Q_{l−1} = D_l R_l + E_l W_l,   E_l = Q_l ∘ S_l + P_l ∘ (D_{l+1} W_{l+1}) ∘ S′_l,   E_L = 0.
-
-    So the gradient with respect to x is −2 Q_0, and to λ it is −2 y P_L / m, plus those of the
-    penalties. As in the authors' code (CreateModel.py, ModifiedRelu), S stands for the step
-    function wherever ReLU is differentiated, in ∇f too; A is exact.
+    As in the authors' code, S stands for the step function wherever ReLU is differentiated, in ∇f
+    too; A is exact. With D written out, one backward pass is enough, no gradient of the weights is
+    computed, and the products with W_l may be those with its factors.
 
     Parameters
     ----------
-    weights : list of (n_l, n_{l-1})
-    bias : (n_1,)
+    target : Target
     x : (m, d)
         The mean image subtracted.
     multipliers : (m,)
         λ.
     signs : (m,)
         y, +1 or −1.
-    sharpness : float
-        α.
-    multiplier_minimum : float
-    bounds : (low, high), optional
-        What x is clamped to in the penalty; by default −1 and 1, as published.
-    chains : list of tuple of Tensor, optional
-        Of each layer the matrices whose product is its weights, see `factored`; by default the
-        weights themselves.
+    setting : Setting
+        Of which the sharpness, α, and the minimum.
 
     Returns
     -------
-    loss : ()
-    gradient of x : (m, d)
-    gradient of the multipliers : (m,)
+    ()
     """
-    m, last = len(x), len(weights) - 1
-    downs = [(weight,) for weight in weights] if chains is None else chains
-    ups = [tuple(matrix.T for matrix in reversed(down)) for down in downs]
-    # Position l of each list is layer l + 1 above, so that `inputs[l]` goes into `weights[l]`.
-    inputs: list[Tensor] = [x]
-    slopes: list[Tensor] = []
-    for up in ups[:-1]:
-        z = _times(inputs[-1], up) if slopes else _times(x, up, onto=bias)
-        slopes.append((z * sharpness).sigmoid_())
-        inputs.append(z.relu_())  # (m, n_l)
+    inputs = [x]  # A_0 to A_{L−1}, (m, n_l)
+    slopes: list[Tensor] = []  # S_1 to S_{L−1}
+    for chain in target.chains[:-1]:
+        z = _times(inputs[-1], tuple(matrix.T for matrix in reversed(chain)))
+        z = z if slopes else z + target.bias
+        slopes.append((setting.sharpness * z).sigmoid())
+        inputs.append(ModifiedRelu.apply(z, slopes[-1]))
+    deltas = [(multipliers * signs / len(x)).unsqueeze(1)]  # D_L, (m, 1), then those before it
+    for chain, slope in zip(target.chains[:0:-1], reversed(slopes), strict=True):
+        deltas.insert(0, _times(deltas[0], chain) * slope)
 
-    deltas = [(multipliers * signs / m).unsqueeze(1)]  # (m, 1), then (m, n_l) in front of it
-    for down, slope in zip(downs[:0:-1], slopes[::-1], strict=True):
-        deltas.insert(0, _times(deltas[0], down).mul_(slope))
-
-    residuals = [
-        torch.addmm(weight, delta.T, entering, alpha=-1)
-        for weight, delta, entering in zip(weights, deltas, inputs, strict=True)
-    ]
-    bias_residual = bias - deltas[0].sum(dim=0)
-
-    back = torch.addmm(bias_residual, x, residuals[0].T)  # P, of D_1
-    bends = []  # P ∘ D_{l+1} W_{l+1} ∘ S′ / α, in which (D_{l+1} W_{l+1}) ∘ S is D_l
-    for layer in range(last):
-        delta, slope = deltas[layer], slopes[layer]
-        bends.append(torch.addcmul(delta, delta, slope, value=-1).mul_(back))
-        passed = back.mul_(slope)
-        back = inputs[layer + 1] @ residuals[layer + 1].T
-        back = _times(passed, ups[layer + 1], onto=back)
-
-    along = _times(deltas[last], (residuals[last],))  # Q, of A_{L-1}
-    for layer in reversed(range(last)):
-        through = along.mul_(slopes[layer]).add_(bends[layer], alpha=sharpness)  # E
-        along = deltas[layer] @ residuals[layer]
-        along = _times(through, downs[layer], onto=along)
-
-    outside = x - (x.clamp(-1, 1) if bounds is None else x.clamp(*bounds))
-    lacking = (multiplier_minimum - multipliers).relu_()
-    loss = _squares(bias_residual) + _squares(outside) + MULTIPLIER_PENALTY * _squares(lacking)
-    for residual in residuals:
-        loss += _squares(residual)
-    gradient = along.sub_(outside).mul_(-2)
-    multiplier_gradient = back.squeeze(1) * signs * (-2 / m) - 2 * MULTIPLIER_PENALTY * lacking
-    return loss, gradient, multiplier_gradient
+    loss = (target.bias - deltas[0].sum(dim=0)).square().sum()
+    for weight, delta, entering in zip(target.weights, deltas, inputs, strict=True):
+        loss = loss + torch.addmm(weight, delta.T, entering, alpha=-1).square().sum()
+    outside = x - x.clamp(target.low, target.high)
+    lacking = (setting.multiplier_minimum - multipliers).relu()
+    return loss + outside.square().sum() + MULTIPLIER_PENALTY * lacking.square().sum()
 
 
-def _times(left: Tensor, chain: Chain, *, onto: Tensor | None = None) -> Tensor:
-    """left @ the matrices of the chain, one after the other, added to `onto` where that is given,
-    in its place if it is as large; with one column at the left, the outer product, which
-    broadcasting does faster."""
-    *others, final = chain
-    for matrix in others:
+def _times(left: Tensor, chain: Chain) -> Tensor:
+    """left @ the matrices of the chain, one after the other."""
+    for matrix in chain:
         left = left @ matrix
-    if onto is not None:
-        return onto.addmm_(left, final) if onto.dim() == 2 else torch.addmm(onto, left, final)
-    return left * final if left.shape[1] == 1 else left @ final
-
-
-def _squares(tensor: Tensor) -> Tensor:
-    """Sum of squares, without a tensor of squares."""
-    flat = tensor.flatten()
-    return flat.dot(flat)
+    return left

@@ -5,16 +5,16 @@ from typing import Annotated, Literal
 from pydantic import Field
 from torch import Tensor, nn
 
-from retrace.types import Callback
+from retrace.types import Callback, ignore
 
 
 def reconstruct(
     network: nn.Module,
     observed: Tensor,
     *,
-    candidates: Annotated[int, Field(ge=1)],
-    show: Literal["mean", "images"],
-    callback: Callback,
+    candidates: Annotated[int, Field(ge=1)] = 300,
+    show: Literal["mean", "images"] = "mean",
+    callback: Callback = ignore,
 ) -> Tensor:
     """Give the public mean image, or public images, for reconstructions.
 

@@ -6,23 +6,26 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from retrace.methods.training_data._constants import (
+    BLOCK,
+    DEAD,
+    FARTHEST,
+    RANKED,
+    SAME_DIRECTION,
+    SAME_START,
+)
 from retrace.methods.training_data.kkt import homogeneous_layers
-from retrace.types import BadInput, Callback
-
-DEAD = 1e-2  # a unit whose outgoing weights are below this share of the largest takes no part
-SAME_DIRECTION = 0.98  # cosine of the outgoing weights of units that belong to one group
-FARTHEST = 60.0  # norm, in pixel units, beyond which a difference is no image (images: about 10)
-RANKED = 20_000  # differences among which duplicates are looked for
+from retrace.types import BadInput, Callback, ignore
 
 
 def reconstruct(
     network: nn.Module,
     observed: Tensor,
     *,
-    candidates: Annotated[int, Field(ge=1)],
-    neighbours: Annotated[int, Field(ge=1)],
-    duplicate: Annotated[float, Field(gt=0, le=1)],
-    callback: Callback,
+    candidates: Annotated[int, Field(ge=1)] = 700,
+    neighbours: Annotated[int, Field(ge=1)] = 30,
+    duplicate: Annotated[float, Field(gt=0, le=1)] = SAME_START,
+    callback: Callback = ignore,
 ) -> Tensor:
     """Take differences of neighbouring units for images.
 
@@ -150,10 +153,8 @@ def differences(
     first = torch.arange(len(units))[:, None].expand_as(nearest.indices)
     finite = nearest.values.isfinite()
     difference = units[first[finite]] - units[nearest.indices[finite]]
-    last = difference[:, -1]
-    difference = difference[last.abs() > 1e-3 * difference.norm(dim=1)]
     centred = difference[:, :-1] / difference[:, -1:]
-    centred = centred[centred.norm(dim=1) < FARTHEST]
+    centred = centred[centred.norm(dim=1) < FARTHEST]  # not infinite, not NaN either
     images = centred + mean
     outside = (images - images.clamp(0, 1)).norm(dim=1) / centred.norm(dim=1).clamp(min=3)
     images = images[outside.argsort(stable=True)][:RANKED]
@@ -173,12 +174,15 @@ def distinct(centred: Tensor, *, at: float, limit: int | None = None) -> Tensor:
         Stop after so many.
     """
     unit = nn.functional.normalize(centred, eps=1e-6)
-    alive = torch.ones(len(unit), dtype=torch.bool)
     kept: list[int] = []
-    for index in range(len(unit)):
-        if alive[index]:
-            kept.append(index)
-            alive &= unit @ unit[index] <= at
-            if len(kept) == limit:
-                break
+    for start in range(0, len(unit), BLOCK):
+        block = unit[start : start + BLOCK]
+        alive = ~(block @ unit[kept].T > at).any(dim=1)
+        same = block @ block.T > at
+        for index in range(len(block)):
+            if alive[index]:
+                kept.append(start + index)
+                if len(kept) == limit:
+                    return torch.tensor(kept)
+                alive &= ~same[index]
     return torch.tensor(kept, dtype=torch.int64)

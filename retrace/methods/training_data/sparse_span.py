@@ -20,43 +20,40 @@ Facts that the attack rests on, for a homogeneous network with two hidden layers
 import sys
 from collections.abc import Sequence
 from functools import partial
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from retrace.methods.training_data._row_space import TIGHT, RowSpace
+from retrace.methods.training_data._constants import (
+    ANCHOR,
+    ANCHORED,
+    CHUNK,
+    CLIMB,
+    CLIMB_ITERATIONS,
+    FEW_DIMENSIONS,
+    POLISH,
+    RELAXATION,
+    SAME_IMAGE,
+    SAME_POINT,
+    SAME_START,
+    SEARCHES,
+    SETTLE,
+    SETTLED,
+    TIGHT,
+    WALK,
+)
+from retrace.methods.training_data._row_space import Map, RowSpace
 from retrace.methods.training_data.row_differences import (
     differences,
     distinct,
     two_hidden_layers,
     unit_groups,
 )
-from retrace.types import BadInput, Callback, Seed
+from retrace.types import BadInput, Callback, Seed, ignore
 
-SAME_START = 0.93  # normalised cross-correlation at which two starts are one
-SAME_IMAGE = 0.96  # the same for two candidates
-SAME_POINT = 0.99  # the same for two points to walk from, or walked to
-ANCHORED = 40  # iterations in which a candidate is held to its start
-ANCHOR = 0.3  # weight of the start in them
-RELAXATION = 1.6  # over-relaxation of ADMM (Boyd et al. 2011, section 3.4.3)
-# Penalties on the coordinates, by how strongly the weights determine them: a large one is robust
-# and finds images with large dual variables, a small one leaves room for the others.
-SEARCHES: tuple[tuple[float, ...], ...] = (
-    (1e-5, 1e-6, 1e-7, 1e-8),
-    (1e-6, 1e-7, 1e-8),
-    (1e-7, 1e-8),
-)
-POLISH = (1e-8, 1e-9, 1e-10)
-FEW_DIMENSIONS = 0.25  # share of the pixels below which the row space's rank counts as small
-RIGID = 0.02  # rigidity above which a point counts as a vertex
-WALK = 12  # faces that a walk crosses at most
-# The same penalties where the rank is small, each with the weight of the random objective there.
-CLIMB = (1e-9, 0.1)
-SETTLE: tuple[tuple[float, float], ...] = ((1e-9, 0.05), (1e-10, 0.02), (1e-11, 0.0))
-CLIMB_ITERATIONS = 150
 FULL_RANK = (
     "sparse_span: the first layer's rows span all {pixels} pixels: more training images than the "
     "span allows, or no training. Every image lies in it, so there is nothing to search: the "
@@ -76,21 +73,21 @@ def reconstruct(
     network: nn.Module,
     observed: Tensor,
     *,
-    candidates: Annotated[int, Field(ge=8)],
-    starts: Annotated[int, Field(ge=8)],
-    public_starts: Annotated[int, Field(ge=0)],
-    objectives: Annotated[int, Field(ge=1)],
-    neighbours: Annotated[int, Field(ge=1)],
-    rounds: Annotated[int, Field(ge=1)],
-    passes: Annotated[int, Field(ge=1)],
-    iterations: Annotated[int, Field(ge=1)],
-    penalty: Annotated[float, Field(ge=0)],
-    faint: Annotated[float, Field(gt=0, lt=1)],
-    trusted: Annotated[float, Field(gt=0, lt=1)],
-    deflation: Annotated[float, Field(ge=0)],
-    seed: Seed,
-    callback: Callback,
-    memory: Memory,
+    candidates: Annotated[int, Field(ge=8)] = 300,
+    starts: Annotated[int, Field(ge=8)] = 2000,
+    public_starts: Annotated[int, Field(ge=0)] = 0,
+    objectives: Annotated[int, Field(ge=1)] = 200,
+    neighbours: Annotated[int, Field(ge=1)] = 30,
+    rounds: Annotated[int, Field(ge=1)] = 5,
+    passes: Annotated[int, Field(ge=1)] = 6,
+    iterations: Annotated[int, Field(ge=1)] = 60,
+    penalty: Annotated[float, Field(ge=0)] = 0.2,
+    faint: Annotated[float, Field(gt=0, lt=1)] = 0.1,
+    trusted: Annotated[float, Field(gt=0, lt=1)] = 0.065,
+    deflation: Annotated[float, Field(ge=0)] = 10.0,
+    seed: Seed = 0,
+    callback: Callback = ignore,
+    memory: Memory | None = None,
 ) -> Tensor:
     """Search the row space for images, certify them, take them away, search what is left.
 
@@ -114,7 +111,7 @@ def reconstruct(
     rounds : int
         Searches; between two, certified candidates are taken out of the problem.
     passes : int
-        Times that a search looks anew which pixels are nearly 0, for each penalty.
+        Times that a search looks anew which pixels are nearly 0, for each penalty, at most.
     iterations : int
         Of ADMM in a pass.
     penalty : float
@@ -129,7 +126,7 @@ def reconstruct(
         Of the random objectives.
     callback : function
         Called after each round with the certificate residuals (K,) and the candidates.
-    memory : Memory
+    memory : Memory, optional
         Keeps the pool after each round; an interrupted attack goes on from there.
 
     Returns
@@ -154,32 +151,24 @@ def reconstruct(
             space.rows, groups, mean, neighbours=neighbours, limit=candidates, duplicate=SAME_START
         )
         return guesses.clamp(0, 1).unflatten(1, shape)
-    kept = memory.load()
-    begin = int(kept.get("round", 0))
-    pool = torch.as_tensor(kept["pool"]) if kept else torch.zeros(0, len(mean))
-    residual = torch.as_tensor(kept["residual"]) if kept else torch.zeros(0)
+    kept = memory.load() if memory else {}
+    pool = torch.as_tensor(kept.get("pool", np.zeros((0, len(mean)), np.float32)))
+    residual = torch.as_tensor(kept.get("residual", np.zeros(0, np.float32)))
     few = len(space.values) < FEW_DIMENSIONS * len(mean)
-    search = partial(
-        solve, mean=mean, passes=passes, iterations=iterations, penalty=penalty, shape=shape
-    )
-    for number in range(begin, rounds):
+    search = Search(shape, passes, iterations, penalty, faint)
+    for number in range(int(kept.get("round", 0)), rounds):
         certain = residual < trusted
         public = pool[:0]
         if public_starts and number == 0:
             public = public_images(observed[:public_starts], mean)
         if few:
+            generator = torch.Generator().manual_seed(seed + number)
             fresh = to_vertices(
-                space,
-                pool[certain],
-                search,
-                count=objectives,
-                public=public,
-                faint=faint,
-                generator=torch.Generator().manual_seed(seed + number),
+                space, pool[certain], search, count=objectives, public=public, generator=generator
             )
         else:
             duals, rows = space.deflate(pool[certain])
-            starts_from = differences(
+            guesses = differences(
                 rows,
                 groups,
                 mean,
@@ -189,10 +178,9 @@ def reconstruct(
             )
             fresh = from_starts(
                 space,
-                torch.cat([starts_from, pool[~certain][:starts], public]),
+                torch.cat([guesses, pool[~certain][:starts], public]),
                 search,
                 searches=SEARCHES if number == 0 else SEARCHES[1 + number % 2 :][:1],
-                faint=faint,
                 duals=duals,
                 deflation=deflation,
             )
@@ -201,13 +189,9 @@ def reconstruct(
         order = residual.argsort(stable=True)
         order = order[distinct(pool[order] - mean, at=SAME_IMAGE)]
         pool, residual = pool[order], residual[order]
-        memory.save(
-            {
-                "pool": pool.cpu().numpy(),
-                "residual": residual.cpu().numpy(),
-                "round": np.array(number + 1),
-            }
-        )
+        if memory:
+            arrays = {"pool": pool.cpu().numpy(), "residual": residual.cpu().numpy()}
+            memory.save({**arrays, "round": np.array(number + 1)})
         if len(pool):
             callback(number + 1, residual, pool.unflatten(1, shape))
     return pool[:candidates].unflatten(1, shape)
@@ -230,21 +214,14 @@ def public_images(observed: Tensor, mean: Tensor) -> Tensor:
     return images
 
 
-class Search(Protocol):
-    """`solve` with the settings of the attack."""
+class Search(NamedTuple):
+    """How `settle` looks for an image: see `reconstruct`."""
 
-    def __call__(
-        self,
-        maps: list[tuple[Tensor, Tensor]],
-        *,
-        starts: Tensor,
-        faint: float,
-        anchored: int = 0,
-        objective: tuple[Tensor, Sequence[float]] | None = None,
-        passes: int = ...,
-        iterations: int = ...,
-        penalty: float = ...,
-    ) -> Tensor: ...
+    shape: tuple[int, ...]
+    passes: int
+    iterations: int
+    penalty: float
+    faint: float
 
 
 def certificate(space: RowSpace, images: Tensor, *, few: bool) -> Tensor:
@@ -252,7 +229,7 @@ def certificate(space: RowSpace, images: Tensor, *, few: bool) -> Tensor:
     small: few images leave few patterns, which mixtures share."""
     residual = space.certify(images)
     if few:
-        residual += (space.rigidity(images)[0] < RIGID).float()
+        residual += (~space.rigid(images)).float()
     return residual
 
 
@@ -262,25 +239,25 @@ def from_starts(
     search: Search,
     *,
     searches: Sequence[Sequence[float]],
-    faint: float,
     duals: Tensor,
     deflation: float,
 ) -> Tensor:
     """Points of the row space and the box near the starts, (m, d)."""
     if len(starts) == 0:
         return starts
+    # Without the deflation: the shares of the images found are known only roughly.
+    polish = [space.projection(strength, duals, 0.0) for strength in POLISH]
     fresh = []
     for strengths in searches:
         maps = [space.projection(strength, duals, deflation) for strength in strengths]
-        reached = search(maps, starts=starts, faint=faint, anchored=ANCHORED)
+        reached = settle(maps, near(maps[0], starts), search)
         # The flattest first: pixels at the ends of their range are what an image has.
         flat = (reached - reached.round()).abs() < 5e-3
         order = flat.sum(dim=1).argsort(descending=True, stable=True)
         reached = reached[order]
         reached = reached[distinct(reached.clamp(0, 1) - space.mean, at=SAME_IMAGE)]
-        # Without the deflation: the shares of the images found are known only roughly.
-        maps = [space.projection(strength, duals, 0.0) for strength in POLISH]
-        fresh.append(search(maps, starts=reached, faint=faint / 2).clamp_(0, 1))
+        reached = settle(polish, reached, search._replace(faint=search.faint / 2))
+        fresh.append(reached.clamp_(0, 1))
     return torch.cat(fresh)
 
 
@@ -291,7 +268,6 @@ def to_vertices(
     *,
     count: int,
     public: Tensor,
-    faint: float,
     generator: torch.Generator,
 ) -> Tensor:
     """Vertices of the polytope far along random objectives, or near public images: (m, d).
@@ -302,25 +278,22 @@ def to_vertices(
     objectives = space.objectives(found, count, generator)
     unknown = objectives.new_zeros(0, len(space.values)).double()
 
-    def project(strengths: Sequence[float]) -> list[tuple[Tensor, Tensor]]:
+    def project(strengths: Sequence[float]) -> list[Map]:
         return [space.projection(strength, unknown, 0.0) for strength in strengths]
 
     strength, weight = CLIMB
-    climbed = search(
+    climbed = settle(
         project([strength]),
-        starts=space.mean.expand(count, -1),
-        objective=(objectives, [weight]),
-        faint=faint,
-        passes=1,
-        iterations=CLIMB_ITERATIONS,
-        penalty=0.0,
+        space.mean.repeat(count, 1),
+        search._replace(passes=1, iterations=CLIMB_ITERATIONS, penalty=0.0),
+        objectives=objectives,
+        weights=[weight],
     )
     strengths, weights = zip(*SETTLE, strict=True)
     maps = project(strengths)
-    reached = search(maps, starts=climbed, objective=(objectives, weights), faint=faint)
+    reached = settle(maps, climbed, search, objectives=objectives, weights=weights)
     if len(public):
-        near = search(maps, starts=public, faint=faint, anchored=ANCHORED)
-        reached = torch.cat([reached, near])
+        reached = torch.cat([reached, settle(maps, near(maps[0], public), search)])
     reached.clamp_(0, 1)
     reached = reached[distinct(reached - space.mean, at=SAME_POINT)]
     ends = walk(space, reached, generator)
@@ -331,7 +304,7 @@ def walk(space: RowSpace, images: Tensor, generator: torch.Generator) -> Tensor:
     """Go from points of a polytope to its vertices, along its faces, both ways at first.
 
     Each step goes in the direction that leaves all tight pixels as they are (see
-    `RowSpace.rigidity`), until another pixel reaches the end of its range.
+    `RowSpace.rigid`), until another pixel reaches the end of its range.
 
     Parameters
     ----------
@@ -351,13 +324,12 @@ def walk(space: RowSpace, images: Tensor, generator: torch.Generator) -> Tensor:
     sense[len(images) :] = -1
     ended = []
     for step in range(WALK):
-        rigidity, directions = space.rigidity(at)
-        loose = rigidity < RIGID
-        ended.append(at[~loose])
-        at, directions, sense = at[loose], directions[loose], sense[loose]
+        rigid = space.rigid(at)
+        ended.append(at[rigid])
+        at, sense = at[~rigid], sense[~rigid]
         if step:
             sense = torch.randint(0, 2, (len(at), 1), generator=generator) * 2.0 - 1
-        directions = directions * sense
+        directions = space.loosest(at) * sense
         room = torch.where(directions > 0, 1 - at, at) / directions.abs().clamp(min=1e-12)
         room[(at < TIGHT) | (at > 1 - TIGHT)] = torch.inf
         nearest = room.min(dim=1, keepdim=True).values
@@ -366,65 +338,123 @@ def walk(space: RowSpace, images: Tensor, generator: torch.Generator) -> Tensor:
     return torch.cat([*ended, at])
 
 
-def solve(
-    maps: list[tuple[Tensor, Tensor]],
+def admm(
+    project: Map,
+    prox: Map,
+    x: Tensor,
     *,
-    mean: Tensor,
-    starts: Tensor,
-    passes: int,
     iterations: int,
-    penalty: float,
-    faint: float,
-    shape: tuple[int, ...],
-    anchored: int = 0,
-    objective: tuple[Tensor, Sequence[float]] | None = None,
+    relaxation: float = 1.0,
 ) -> Tensor:
-    """Alternate between the row space and the box of pixels, all candidates at once (ADMM).
+    """Alternating direction method of multipliers (Boyd et al. 2011, section 3.1), scaled, with
+    ρ = 1 and over-relaxation α (section 3.4.3):
 
-    Pixels that look empty pay a constant price for not being 0; the others are free within
-    [0, 1]. Which look empty is decided anew in each pass, by the local average: a plain l1 norm
-    would prefer images with little ink.
+        x ← P(b − u),   w = αx + (1 − α)b + u,   b ← prox(w),   u ← w − b.
 
     Parameters
     ----------
-    maps : list of (M, m)
-        Projections, see `RowSpace.projection`, used one after the other.
-    mean : (d,)
+    project : function
+        P, the proximal map of the first function.
+    prox : function
+        The proximal map of the second one; gives a new tensor.
+    x : (m, d)
+        Where b starts, once it is in the box; u starts from 0.
+    iterations : int
+    relaxation : float
+        α.
+
+    Returns
+    -------
+    (m, d)
+        The last x: b is in the box, x is what `project` gives.
+    """
+    box, dual = x.clamp(0, 1), torch.zeros_like(x)
+    for _ in range(iterations):
+        x = project(box - dual)
+        wished = torch.lerp(box, x, relaxation).add_(dual)
+        box = prox(wished)
+        dual = wished.sub_(box)
+    return x
+
+
+def in_box(wished: Tensor) -> Tensor:
+    """Proximal map of the box of pixels."""
+    return wished.clamp(0, 1)
+
+
+def in_box_at_a_price(wished: Tensor, *, price: Tensor) -> Tensor:
+    """The same, of the box and the linear function price · b."""
+    return (wished - price).clamp_(0, 1)
+
+
+def anchored(wished: Tensor, *, project: Map, starts: Tensor) -> Tensor:
+    """The same, of the row space and `ANCHOR` / 2 |x − start|²."""
+    return project((wished + ANCHOR * starts) / (1 + ANCHOR))
+
+
+def near(project: Map, starts: Tensor) -> Tensor:
+    """Points of the row space, (m, d), in the box but for the last steps, held to their starts."""
+    return torch.cat(
+        [
+            admm(partial(anchored, project=project, starts=some), in_box, some, iterations=ANCHORED)
+            for some in starts.split(CHUNK)
+        ]
+    )
+
+
+def settle(
+    maps: Sequence[Map],
+    starts: Tensor,
+    search: Search,
+    *,
+    objectives: Tensor | None = None,
+    weights: Sequence[float] = (),
+) -> Tensor:
+    """Alternate between the row space and the box of pixels, all candidates at once.
+
+    Pixels that look empty pay a constant price for not being 0; the others are free within
+    [0, 1]. Which look empty is decided anew in each pass, by the local average: a plain l1 norm
+    would prefer images with little ink. A candidate that a pass leaves where it was, within
+    `SETTLED`, waits for the next projection.
+
+    Parameters
+    ----------
+    maps : sequence of function
+        See `RowSpace.projection`; used one after the other.
     starts : (m, d)
-    passes, iterations, penalty, faint
-        See `reconstruct`.
-    shape : tuple of int
-        Of an image.
-    anchored : int
-        Iterations at the first projection in which a candidate is held to its start.
-    objective : ((m, d), weights), optional
-        What each candidate is drawn along, and with which weight at each projection.
+    search : Search
+    objectives : (m, d), optional
+        What each candidate is drawn along.
+    weights : sequence of float
+        Of the objective at each projection.
 
     Returns
     -------
     (m, d) float32
         In the row space, not clamped.
     """
-    x, box, dual = starts, starts.clamp(0, 1), torch.zeros_like(starts)
-    matrix, offset = maps[0]
-    for _ in range(anchored):
-        aim = (box - dual + ANCHOR * starts) / (1 + ANCHOR)
-        x = torch.addmm(mean + offset, aim - mean, matrix)
-        wished = x + dual
-        box = wished.clamp(0, 1)
-        dual = wished - box
-    directions, weights = objective or (torch.zeros(1), [0.0] * len(maps))
-    for (matrix, offset), weight in zip(maps, weights, strict=True):
-        for _ in range(passes):
-            box = x.clamp(0, 1)
-            price = penalty * (local_average(box, shape) < faint).float() - weight * directions
-            dual.zero_()
-            for _ in range(iterations):
-                x = torch.addmm(mean + offset, box - dual - mean, matrix)
-                wished = torch.lerp(box, x, RELAXATION).add_(dual)
-                box = (wished - price).clamp_(0, 1)
-                dual = wished.sub_(box)
-    return x
+    at = starts.clone()
+    for rows in torch.arange(len(at)).split(CHUNK):
+        for position, project in enumerate(maps):
+            moving = rows
+            for _ in range(search.passes):
+                before = at[moving]
+                empty = local_average(before.clamp(0, 1), search.shape) < search.faint
+                price = search.penalty * empty.float()
+                if objectives is not None:
+                    price -= weights[position] * objectives[moving]
+                after = admm(
+                    project,
+                    partial(in_box_at_a_price, price=price),
+                    before,
+                    iterations=search.iterations,
+                    relaxation=RELAXATION,
+                )
+                at[moving] = after
+                moving = moving[(after - before).abs().amax(dim=1) > SETTLED]
+                if len(moving) == 0:
+                    break
+    return at
 
 
 def local_average(images: Tensor, shape: tuple[int, ...]) -> Tensor:

@@ -7,9 +7,12 @@ import torch
 from torch import Tensor
 
 from retrace.measures import quality
+from retrace.measures.quality import Means
 from retrace.pipeline.command import Refusal
 from retrace.problems import Ground, Run, Scores
 
+JUDGES = ("gaussian",)
+BASELINE = None
 HEADLINE = ("mse", "psnr", "ssim", "mse_over_pca")
 
 
@@ -39,8 +42,10 @@ class Scorer:
     """MSE, PSNR and SSIM over all test images, and the MSE as a ratio to PCA's with the same code
     size."""
 
-    def __init__(self, ground: Ground, records: Mapping[str, Mapping[str, Any]]) -> None:
-        self.means = ground.means
+    def __init__(
+        self, ground: Ground, records: Mapping[str, Mapping[str, Any]], means: Means
+    ) -> None:
+        self.means = means
         self.truth = torch.from_numpy(ground.truth["images"])
         moments = ground.network("gaussian")
         curve = pca_curve(self.truth, mean=moments.mean, covariance=moments.covariance)

@@ -9,9 +9,12 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from retrace.methods.decoder_inversion._decoder import problem_of
-from retrace.methods.decoder_inversion.gauss_newton import levenberg_marquardt, starting_codes
+from retrace.methods.decoder_inversion.gauss_newton import (
+    levenberg_marquardt,
+    screened,
+    starting_codes,
+)
 from retrace.problems import Ground, Observations
-from retrace.problems.network_inversion.observe import decoder_of
 from retrace.types import Seed
 
 DRAW = 20  # sets the draw of the codes apart from the starts that a method draws with the same seed
@@ -19,6 +22,8 @@ PENALTIES = (0.0, 0.002)  # λ that runs use; of another, nothing is known
 SHARE = 0.05  # of the images off the range, whose best codes are sought
 STARTS = 45
 BANK = 10000
+SCREENING = 20  # iterations of all starts, in float32
+KEPT = 10  # starts that are followed to the end
 ITERATIONS = 60
 TOLERANCE = 1e-6
 SEED = 1000  # not that of a run: its starts are others
@@ -33,7 +38,7 @@ def observe(
     The codes are drawn from the prior and rounded to float32, so that all precisions start from
     the same; they are the truth, with the best known codes of some images off the range.
     """
-    single = decoder_of(ground)
+    single = ground.decoder()
     double = copy.deepcopy(single).double()
     off_range = ground.split("test")[0][:images].double()
     size = (len(off_range), single.code_size)
@@ -73,13 +78,14 @@ def best_objectives(network: nn.Module, images: Tensor) -> Tensor:
     starts = starting_codes(network, images, starts=STARTS, bank=BANK, seed=SEED)
     best = []
     for penalty in PENALTIES:
+        settings = {"penalty": penalty, "tolerance": TOLERANCE}
+        ordered = screened(weights, flat, starts, iterations=SCREENING, **settings)
         fit = levenberg_marquardt(
             weights,
-            flat.repeat_interleave(STARTS, dim=0),
-            starts.flatten(0, 1),
-            penalty=penalty,
+            flat.repeat_interleave(KEPT, dim=0),
+            ordered[:, :KEPT].flatten(0, 1),
             iterations=ITERATIONS,
-            tolerance=TOLERANCE,
+            **settings,
         )
-        best.append(fit.objective.unflatten(0, (-1, STARTS)).amin(dim=1))
+        best.append(fit.objective.unflatten(0, (-1, KEPT)).amin(dim=1))
     return torch.stack(best)

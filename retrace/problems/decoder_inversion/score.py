@@ -12,6 +12,8 @@ from retrace.measures.quality import Means
 from retrace.pipeline.command import Refusal
 from retrace.problems import Arrays, Ground, Run, Scores
 
+JUDGES = ()
+BASELINE = None
 OFF_RANGE = "off_range"
 # How far the output of a found code may be from that of the true one, in any pixel: the step that
 # the observation was rounded to; for float32 64 of its steps, since every layer rounds.
@@ -188,8 +190,10 @@ def negative_elbo(network: nn.Module, images: Tensor) -> float:
 class Scorer:
     """Scores of codes by group of images."""
 
-    def __init__(self, ground: Ground, records: Mapping[str, Mapping[str, Any]]) -> None:
-        self.means, self.ground = ground.means, ground
+    def __init__(
+        self, ground: Ground, records: Mapping[str, Mapping[str, Any]], means: Means
+    ) -> None:
+        self.means, self.ground = means, ground
         self.codes = torch.from_numpy(ground.truth["codes"]).double()
         self.baselines: Scores = {}
 

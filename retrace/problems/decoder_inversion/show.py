@@ -1,29 +1,24 @@
 """Decoder inversion: codes of a decoder's own outputs, and of images that no code produced."""
 
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import nn
 
-from retrace.pipeline.artifacts import (
-    CODES,
-    checkpoint_path,
-    load_checkpoint,
-    observed_path,
-    read_arrays,
-)
-from retrace.pipeline.command import Refusal
-from retrace.problems.decoder_inversion import score as decoder_inversion
+from retrace.problems import Arrays, Ground, Run
 from retrace.problems.decoder_inversion.score import OFF_RANGE, ROUNDING
-from retrace.report import charts, strips
+from retrace.report import charts
 from retrace.report.model import (
+    METHOD,
     Block,
     Case,
     Cell,
     Chart,
     Column,
     Gallery,
-    Row,
     Scores,
     Section,
     State,
@@ -33,19 +28,22 @@ from retrace.report.model import (
     Table,
     best_of,
     number,
-    score,
-    short,
+    scored,
+    tabulated,
     total_seconds,
     trivial,
 )
+from retrace.report.pictures import TRACKED, code, mosaic
 
 PROBLEM = "decoder_inversion"
 TITLE = "Decoder inversion"
+ORDER = 4
 LEAD = (
     "An image that a decoder made from a code. Which code was it, and which code comes nearest for "
     "a real image that no code produced?"
 )
 PRECISIONS = dict(zip(ROUNDING, ("float64", "float32", "8 bits"), strict=True))
+KINDS = {**PRECISIONS, OFF_RANGE: "test images"}
 EXACT = next(iter(ROUNDING))
 WATCHED = 2  # images along iterations
 
@@ -53,103 +51,100 @@ WATCHED = 2  # images along iterations
 def section(state: State) -> Section:
     """Tables on and off the range, errors by precision, gallery, iterations."""
     runs = state.scores(PROBLEM)
-    if not runs:
-        return Section(PROBLEM, TITLE, LEAD, None, [])
+    runs = dict(sorted(runs.items(), key=lambda item: item[1][EXACT]["code_error_median"]))
     errors = {name: s[EXACT]["code_error_median"] for name, s in runs.items()}
     best = best_of(runs, errors, better="lower")
-    by_error = sorted(runs, key=lambda name: errors[name])
-    by_mse = sorted(runs, key=lambda name: runs[name][OFF_RANGE]["mse"])
+    by_mse = dict(sorted(runs.items(), key=lambda item: item[1][OFF_RANGE]["mse"]))
     blocks: list[Block] = [
-        on_range_table(runs, order=by_error),
-        off_range_table(runs, order=by_mse),
-        precision_chart(runs, order=by_error),
-        *([tradeoff(runs)] if len(runs) > 1 else []),
+        on_range_table(runs),
+        off_range_table(by_mse),
+        precision_chart(runs),
+        *charts.tradeoff(
+            [
+                charts.Point(name, s["seconds_per_1000"], s[OFF_RANGE]["mse"], trivial(s))
+                for name, s in runs.items()
+            ],
+            label="MSE, test images",
+            form=".4f",
+            unit="seconds for 1,000 images",
+            caption="Further down is better, further left is faster; grey: nothing is searched.",
+        ),
     ]
-    pictures, more = shown(state, runs, order=by_error, best=best, nearest=by_mse[0])
+    pictures: list[Strip] = []
+    with state.noting():
+        pictures, more = shown(state, runs, best=best, nearest=next(iter(by_mse)))
+        blocks += more
     found = runs[best][EXACT]
-    greys = [name for name in by_error if trivial(runs[name])]
+    greys = [name for name, s in runs.items() if trivial(s)]
     summary = Summary(
         headline=f"{found['solved']:.0%} of codes recovered",
         meaning=f"to a median error of {found['code_error_median']:.0e}, from outputs in float64",
         pictures=pictures,
-        method=short(best, PROBLEM),
+        method=best,
         result=number(found["code_error_median"], ".0e"),
         measure="median of the largest error in a code, float64",
         better="lower",
-        baseline=f"{errors[greys[0]]:.0e} ({short(greys[0], PROBLEM)})" if greys else "–",
+        baseline=f"{errors[greys[0]]:.0e} ({greys[0]})" if greys else "–",
         runs=len(runs),
         seconds=total_seconds(runs.values()),
     )
-    return Section(PROBLEM, TITLE, LEAD, summary, [*blocks, *more])
+    return Section(PROBLEM, TITLE, LEAD, summary, blocks)
 
 
-def on_range_table(runs: dict[str, Scores], *, order: list[str]) -> Table:
-    columns = [Column("method")]
-    for label in PRECISIONS.values():
+def on_range_table(runs: dict[str, Scores]) -> Table:
+    def error(group: str) -> Callable[[Scores], Cell]:
+        def cell(scores: Scores) -> Cell:
+            keys = ("code_error_median", "code_error_p95", "code_error_max")
+            median, tail, largest = (scores[group][key] for key in keys)
+            return Cell(f"{median:.0e}", median, f"95 %: {tail:.0e}, largest {largest:.0e}")
+
+        return cell
+
+    hints = (
+        "median of ‖z − ẑ‖∞; small: 95 % quantile, largest",
+        "of G(ẑ) against G(z) before rounding",
+        "same pixels within what was rounded away",
+    )
+    columns = [METHOD]
+    for group, label in PRECISIONS.items():
         columns += [
-            Column(f"{label}: error", "lower", "median of ‖z − ẑ‖∞; small: 95 % quantile"),
-            Column(f"{label}: MSE", "lower", "of G(ẑ) against G(z) before rounding"),
-            Column(f"{label}: solved", "higher", "same pixels within what was rounded away"),
+            Column(f"{label}: error", "lower", hints[0], error(group)),
+            scored(f"{group}/mse", ".0e", f"{label}: MSE", "lower", hints[1]),
+            scored(f"{group}/solved", ".1%", f"{label}: solved", "higher", hints[2]),
         ]
-    rows = []
-    for name in order:
-        cells = [Cell(runs[name]["method"])]
-        for group in PRECISIONS:
-            s = runs[name][group]
-            error, tail = s["code_error_median"], s["code_error_p95"]
-            cells += [
-                Cell(f"{error:.0e}", error, f"95 %: {tail:.0e}"),
-                score(s, "mse", ".0e"),
-                number(s["solved"], ".1%"),
-            ]
-        rows.append(Row(short(name, PROBLEM), cells, trivial=trivial(runs[name])))
     n = next(iter(runs.values()))["n"]
-    return Table(f"The codes of {n} outputs of the decoder, by precision", columns, rows)
+    return tabulated(f"The codes of {n} outputs of the decoder, by precision", runs, columns)
 
 
-def off_range_table(runs: dict[str, Scores], *, order: list[str]) -> Table:
+def off_range_table(runs: dict[str, Scores]) -> Table:
+    def off(key: str, form: str, *rest: Any) -> Column:
+        return scored(f"{OFF_RANGE}/{key}", form, *rest)
+
     columns = [
-        Column("method"),
-        Column("MSE", "lower"),
-        Column("÷ encoder", "lower", "the MSE divided by that of the encoder’s means"),
-        Column("SSIM", "higher"),
-        Column("median ‖z‖", "", "length of the code"),
-        Column("solved", "higher", "within 1 % of the best known objective"),
-        Column("seconds / 1,000", "", "over images of both kinds"),
+        METHOD,
+        off("mse", ".4f", "MSE", "lower"),
+        off("mse_over_encoder", ".2f", "÷ encoder", "lower", "divided by the encoder’s"),
+        off("ssim", ".3f", "SSIM", "higher"),
+        off("norm_median", ".1f", "median ‖z‖", "", "length of the code"),
+        off("norm_max", ".0f", "largest ‖z‖"),
+        off("objective_over_best", ".3f", "÷ best known", "lower", "of 45 starts"),
+        off("solved", ".0%", "solved", "higher", "within 1 % of the best known objective"),
+        scored("seconds_per_1000", ".1f", "seconds / 1,000", "", "over images of both kinds"),
     ]
-    rows = []
-    for name in order:
-        s = runs[name][OFF_RANGE]
-        rows.append(
-            Row(
-                short(name, PROBLEM),
-                [
-                    Cell(runs[name]["method"]),
-                    score(s, "mse", ".4f"),
-                    number(s["mse_over_encoder"], ".2f"),
-                    score(s, "ssim", ".3f"),
-                    number(s["norm_median"], ".1f"),
-                    number(s.get("solved"), ".0%"),
-                    number(runs[name]["seconds_per_1000"], ".1f"),
-                ],
-                trivial=trivial(runs[name]),
-            )
-        )
     n = next(iter(runs.values()))["n"]
-    return Table(f"{n} test images, which no code produced", columns, rows)
+    return tabulated(f"{n} test images, which no code produced", runs, columns)
 
 
-def precision_chart(runs: dict[str, Scores], *, order: list[str]) -> Chart:
-    places = list(range(len(PRECISIONS)))
+def precision_chart(runs: dict[str, Scores]) -> Chart:
+    places = range(len(PRECISIONS))
     series = {
-        short(name, PROBLEM): (places, [runs[name][g]["code_error_median"] for g in PRECISIONS])
-        for name in order
+        name: (places, [s[group]["code_error_median"] for group in PRECISIONS])
+        for name, s in runs.items()
     }
     return Chart(
         "Error of the code by precision and method",
-        charts.lines(
+        lambda: charts.lines(
             series,
-            name=f"{PROBLEM}-precision",
             x="precision of the observed image",
             y="median error of the code",
             marks=True,
@@ -164,105 +159,100 @@ def precision_chart(runs: dict[str, Scores], *, order: list[str]) -> Chart:
     )
 
 
-def tradeoff(runs: dict[str, Scores]) -> Chart:
-    points = [
-        charts.Point(short(name, PROBLEM), s["seconds_per_1000"], s[OFF_RANGE]["mse"], trivial(s))
-        for name, s in runs.items()
-    ]
-    return Chart(
-        "Quality against seconds",
-        charts.tradeoff(
-            points,
-            name=f"{PROBLEM}-seconds",
-            label="MSE, test images",
-            unit="seconds for 1,000 images",
-        ),
-        "MSE on test images against seconds for 1,000: "
-        + "; ".join(f"{p.label} {p.value:.4f} in {p.seconds:.1f} s" for p in points),
-        "Further down is better, further left is faster; grey: nothing is searched.",
-    )
+@torch.no_grad()
+def decoded(network: nn.Module, codes: NDArray[Any]) -> NDArray[Any]:
+    """(n, d) codes to (n, 28, 28) images by a network in float64."""
+    images: NDArray[Any] = network.decode(torch.from_numpy(codes).double()).numpy()  # type: ignore[operator]
+    return images
 
 
 def shown(
-    state: State, runs: dict[str, Scores], *, order: list[str], best: str, nearest: str
+    state: State, runs: dict[str, Scores], *, best: str, nearest: str
 ) -> tuple[list[Strip], list[Block]]:
     """Pictures of the first screen; gallery by kind of image, and strips along iterations."""
-    try:
-        network, _ = load_checkpoint(checkpoint_path(runs[best]["network"]))
-        observations = read_arrays(observed_path(PROBLEM))
-        codes = read_arrays(CODES)["codes"]
-    except Refusal as refusal:
-        state.lacks(refusal)
-        return [], []
-    network.double()
-    found = {n: arrays for n in order if (arrays := state.arrays(n)) is not None}
+    ground = Ground(PROBLEM)
+    network = ground.network(runs[best]["network"]).double()
+    codes, observed = ground.truth["codes"], ground.given["observed"]
+    kinds: list[str] = ground.given["groups"].tolist()
+    found: dict[str, Arrays] = {}
+    for name in runs:
+        with state.noting():
+            found[name] = state.arrays(PROBLEM, name)
     if best not in found or nearest not in found:
         return [], []
-    kinds, observed = observations["groups"].tolist(), observations["observed"]
-    names = {**PRECISIONS, OFF_RANGE: "test images"}
     groups: dict[str, list[Case]] = {}
     for i, kind in enumerate(kinds):
-        reference = nearest if kind == OFF_RANGE else best
+        of = nearest if kind == OFF_RANGE else best
         if kind == OFF_RANGE:
-            decoded = decoder_inversion.decoded(network, found[reference]["estimate"][i])
-            errors, what = ((decoded - observed[i]) ** 2).mean(axis=(1, 2)), "MSE"
+            output = decoded(network, found[of]["estimate"][i])
+            errors, what = ((output - observed[i]) ** 2).mean(axis=(1, 2)), "MSE"
         else:
-            errors = abs(found[reference]["estimate"][i] - codes).max(axis=1)
-            what = "error"
-        cases = []
-        for case, index in state.choose(f"{PROBLEM}/{kind}", errors).items():
-            images = observed[i, index]
-            alt = f"{names[kind]}, {case}"
-            rows = [Strip("image", strips.grey(images), f"{alt}: images given", given=True)]
+            errors, what = abs(found[of]["estimate"][i] - codes).max(axis=1), "error"
+        note = f"{what} of {of}: {{:.0e}} to {{:.0e}}"
+        cases = state.cases(f"{PROBLEM}/{kind}", errors, {"image": observed[i]}, note=note)
+        for case in cases:
+            images = observed[i, case.index]
             for name, arrays in found.items():
-                output = decoder_inversion.decoded(network, arrays["estimate"][i, index])
-                error = abs(output - images)
-                rows.append(
-                    Strip(
-                        short(name, PROBLEM),
-                        strips.grey(output),
-                        f"{alt}: decoded again from the codes of {short(name, PROBLEM)}",
-                        strips.heat(error),
-                        f"{(error**2).mean():.1e}",
-                    )
-                )
-            low, high = errors[index].min(), errors[index].max()
-            note = f"{what} of {short(reference, PROBLEM)}: {low:.0e} to {high:.0e}"
-            cases.append(Case(case, note, rows))
-        groups[names[kind]] = cases
+                output = decoded(network, arrays["estimate"][i, case.index])
+                alt = f"decoded again from the codes of {name}"
+                case.add(name, output, images, alt, f"{((output - images) ** 2).mean():.1e}")
+        groups[KINDS[kind]] = cases
     gallery = Gallery(
         "Good, median and worst images, decoded again",
-        f"Outputs of the decoder in the order of {short(best, PROBLEM)}’s error of the code, test "
-        f"images in the order of {short(nearest, PROBLEM)}’s MSE: those around the 5 % quantile, "
+        f"Outputs of the decoder in the order of {best}’s error of the code, test "
+        f"images in the order of {nearest}’s MSE: those around the 5 % quantile, "
         "around the median, and the last ones. Beside each method its MSE on the images shown.",
         groups,
         "images",
-        first=names[kinds[0]],
+        first=KINDS[kinds[0]],
+        sheets={PROBLEM: [KINDS[EXACT], KINDS[OFF_RANGE]]},
     )
+    off = kinds.index(OFF_RANGE)
     steps = [
-        iterations(state, name, arrays, observed, position=kinds.index(OFF_RANGE), network=network)
+        iterations(arrays, observed[off], position=off, network=network, run=name)
         for name, arrays in found.items()
         if "snapshots" in arrays
     ]
-    middle = state.chosen[f"{PROBLEM}/{EXACT}"]["median"][0]
-    i = kinds.index(EXACT)
+    middle, i = state.chosen[f"{PROBLEM}/{EXACT}"]["median"][0], kinds.index(EXACT)
+    answer = found[best]["estimate"][i, middle]
     pictures = [
-        Strip("code", strips.code(codes[middle]), "a code: a value a square"),
-        Strip("its image", strips.grey(observed[i, middle : middle + 1]), "what it decodes to"),
-        Strip("code found", strips.code(found[best]["estimate"][i, middle]), "the code found"),
+        Strip("code", code(codes[middle]), "a code: a value a square", colours="signed"),
+        Strip("its image", observed[i, middle : middle + 1], "what it decodes to"),
+        Strip("code found", code(answer), "the code found", colours="signed"),
     ]
     return pictures, [gallery, *steps]
 
 
 def iterations(
-    state: State, name: str, arrays: Any, observed: Any, *, position: int, network: torch.nn.Module
+    arrays: Arrays, images: NDArray[Any], *, position: int, network: nn.Module, run: str
 ) -> Steps:
     """Test images, decoded from the codes after more and more iterations."""
+    captions = ["image", *(str(step) for step in arrays["snapshot_steps"])]
     rows = []
     for i in range(min(WATCHED, arrays["snapshots"].shape[2])):
-        output = decoder_inversion.decoded(network, arrays["snapshots"][:, position, i])
-        picture = strips.grey(np.concatenate([observed[position, i : i + 1], output]))
-        rows.append(Strip(f"{i + 1}", picture, f"test image {i + 1}, decoded step by step"))
-    captions = ["image", *(str(step) for step in arrays["snapshot_steps"])]
-    title = f"Along the iterations, test images: {short(name, PROBLEM)}"
-    return Steps(title, captions, rows, "The numbers count steps.")
+        output = decoded(network, arrays["snapshots"][:, position, i])
+        frames = np.concatenate([images[i : i + 1], output])
+        alt = f"test image {i + 1}, decoded step by step"
+        rows.append(Strip(f"{i + 1}", frames, alt, captions=captions if i == 0 else ()))
+    title = f"Along the iterations, test images: {run}"
+    return Steps(title, rows, "The numbers count steps.")
+
+
+def pictures(run: Run, ground: Ground) -> Iterator[tuple[str, int, Any]]:
+    """Of each group the images given, and below them decoded again and the error; of images off
+    the range also along the iterations."""
+    network = ground.network(run.record["network"]).double()
+    kinds: list[str] = ground.given["groups"].tolist()
+
+    def picture(i: int, codes: NDArray[Any]) -> Any:
+        given = ground.given["observed"][i, :TRACKED]
+        output = decoded(network, codes[:TRACKED])
+        return mosaic([given, output, abs(output - given)])
+
+    for i, kind in enumerate(kinds):
+        yield f"{kind}/decoded", 0, picture(i, run.arrays["estimate"][i])
+    if "snapshots" in run.arrays:
+        off = kinds.index(OFF_RANGE)
+        steps = run.arrays["snapshot_steps"].tolist()
+        for step, snapshot in zip(steps, run.arrays["snapshots"], strict=True):
+            yield f"{OFF_RANGE}/iterations", step, picture(off, snapshot[off])

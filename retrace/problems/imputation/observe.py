@@ -2,14 +2,14 @@
 
 import numpy as np
 
-from retrace.pipeline.artifacts import MASKS, read_arrays
+from retrace.pipeline.artifacts import MASKS
 from retrace.problems import Ground, Observations
 
 
 def observe(ground: Ground) -> Observations:
     """The first test images under each mask (masks, n, 28, 28), NaN where a pixel is missing; the
     truth is the whole images and their labels."""
-    masks = read_arrays(MASKS)
+    masks = ground.read(MASKS)
     missing = masks["missing"]
     images, labels = (part[: missing.shape[1]].numpy() for part in ground.split("test"))
     given = {

@@ -9,12 +9,13 @@ from torch import Tensor
 
 from retrace.measures import quality, uncertainty
 from retrace.measures.quality import Means
-from retrace.pipeline.artifacts import read_arrays, reconstruction_path
+from retrace.pipeline.artifacts import reconstruction_path
 from retrace.pipeline.command import Refusal
 from retrace.problems import Ground, Run, Scores
 
 HEADLINE = ("mse", "psnr", "ssim", "mse_over_ridge", "known_residual", "agreement")
-BASELINE = "ridge"  # the method that others are compared with
+JUDGES = ("classifier",)
+BASELINE = "ridge"
 
 
 def score_mask(
@@ -63,8 +64,10 @@ def score_mask(
 class Scorer:
     """Scores under each mask; of a run with samples also what those are worth."""
 
-    def __init__(self, ground: Ground, records: Mapping[str, Mapping[str, Any]]) -> None:
-        self.means = ground.means
+    def __init__(
+        self, ground: Ground, records: Mapping[str, Mapping[str, Any]], means: Means
+    ) -> None:
+        self.means = means
         self.observed = torch.from_numpy(ground.given["observed"])  # (masks, n, 28, 28)
         self.masks: list[str] = ground.given["masks"].tolist()
         self.truth, self.labels = (
@@ -78,13 +81,11 @@ class Scorer:
         ridge = [name for name, record in records.items() if record["method"] == BASELINE]
         if ridge:
             path = reconstruction_path(ground.problem, ridge[0])
-            estimate = torch.from_numpy(read_arrays(path, only=("estimate",))["estimate"])
-            errors = [
-                quality.mse(estimate[i].clamp(0, 1), self.truth, where=observed.isnan())
-                for i, observed in enumerate(self.observed)
-            ]
-            means = [float(error.mean()) for error in errors]
-            self.baselines["ridge_mse"] = dict(zip(self.masks, means, strict=True))
+            estimate = torch.from_numpy(ground.read(path)["estimate"])
+            self.baselines["ridge_mse"] = {
+                mask: float(quality.mse(found.clamp(0, 1), self.truth, where=seen.isnan()).mean())
+                for mask, found, seen in zip(self.masks, estimate, self.observed, strict=True)
+            }
 
     def __call__(self, run: Run) -> tuple[Scores, Scores]:
         estimate = torch.from_numpy(run.arrays["estimate"])

@@ -1,23 +1,21 @@
 """Images that an input may start from, and a public decoder."""
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import torch
 from pydantic import Field
 
-from retrace.pipeline.command import Refusal
 from retrace.problems import Ground, Observations
 
 
 @torch.no_grad()
 def observe(ground: Ground, *, starts: Annotated[int, Field(ge=1)] = 1000) -> Observations:
     """Test images, without their labels, and the matrices of the decoder that is the source, whose
-    range may be a prior, with the images' mean code. What is wanted is a setting of each run, and the
-    truth is what the network says to the answer."""
+    range may be a prior, with the images' mean code. What is wanted is a setting of each run, and
+    the truth is what the network says to the answer."""
     images = ground.split("test")[0][:starts]
-    decoder = decoder_of(ground)
+    decoder = ground.decoder()
     given: dict[str, Any] = {
         "observed": images.numpy(),
         "dataset": np.array(ground.dataset),
@@ -26,14 +24,3 @@ def observe(ground: Ground, *, starts: Annotated[int, Field(ge=1)] = 1000) -> Ob
         **{f"decoder_{i}": w.numpy() for i, w in enumerate(decoder.decoder_weights())},
     }
     return Observations(given, {})
-
-
-def decoder_of(ground: Ground) -> Any:
-    """The network that is the source of a problem, refused where it has no decoder."""
-    network = ground.network(Path(ground.source).stem)
-    if not hasattr(network, "decoder_weights"):
-        raise Refusal(
-            f"params.yaml: problems.{ground.problem}.source = {ground.source!r}: no decoder there; "
-            "a network of the architecture vae is expected"
-        )
-    return network

@@ -15,6 +15,8 @@ from retrace.measures.quality import Means
 from retrace.pipeline.command import Refusal
 from retrace.problems import Arrays, Ground, Run, Scores
 
+JUDGES = ()
+BASELINE = None
 TOLERANCE = 1e-6  # relative error of an output that counts as reached
 EQUAL = 0  # the other relations are -1, at most, and 1, at least
 BATCH = 200
@@ -171,8 +173,10 @@ def score(
 class Scorer:
     """Scores of inputs against the outputs that were wanted of them."""
 
-    def __init__(self, ground: Ground, records: Mapping[str, Mapping[str, Any]]) -> None:
-        self.means, self.ground = ground.means, ground
+    def __init__(
+        self, ground: Ground, records: Mapping[str, Mapping[str, Any]], means: Means
+    ) -> None:
+        self.means, self.ground = means, ground
         self.baselines: Scores = {}
 
     def __call__(self, run: Run) -> tuple[Scores, Scores]:

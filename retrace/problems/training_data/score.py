@@ -12,6 +12,8 @@ from retrace.measures.quality import Means
 from retrace.pipeline.command import Refusal
 from retrace.problems import Ground, Run, Scores
 
+JUDGES = ()
+BASELINE = None
 RANKS = (50, 100, 150)  # how many candidates, by the attack's own ranking, precision looks at
 
 
@@ -110,8 +112,10 @@ def score_candidates(estimate: Tensor, truth: identification.Truth, *, means: Me
 class Scorer:
     """Counts of identified images, beside those of held-out images."""
 
-    def __init__(self, ground: Ground, records: Mapping[str, Mapping[str, Any]]) -> None:
-        self.means, self.ground = ground.means, ground
+    def __init__(
+        self, ground: Ground, records: Mapping[str, Mapping[str, Any]], means: Means
+    ) -> None:
+        self.means, self.ground = means, ground
         self.baselines: Scores = {}
         self.known: tuple[str, identification.Truth, float] | None = None
 

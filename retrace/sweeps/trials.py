@@ -1,7 +1,7 @@
 """What a sweep of params.yaml accepts, and the trials that it stands for.
 
-A trial is a small params.yaml: the runs of the sweep, the networks that these need, and some keys
-changed. It is checked as params.yaml is.
+A trial is a small params.yaml: the runs of the sweep, what these need, and some keys changed. It is
+checked as params.yaml is.
 """
 
 import itertools
@@ -11,17 +11,14 @@ from typing import Annotated, Any, Literal, NamedTuple
 import numpy as np
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from retrace.checks import check_networks, check_problems, check_runs
 from retrace.pipeline.command import Refusal
 from retrace.pipeline.params import STRICT, Name, Params, bind, refuse, shown
+from retrace.problems import names, needed, part
 from retrace.types import Seed
 
-# Networks that score a problem, beside the one that is asked.
-JUDGES = {
-    "autoencoding": ("gaussian", "classifier"),
-    "imputation": ("gaussian", "classifier"),
-    "decoder_inversion": ("vae",),
-}
 MOST = 10_000  # trials of one sweep
+VARYING = ("seed", "validation")  # of `data`; another dataset is another repository
 
 
 class Range(BaseModel):
@@ -44,9 +41,8 @@ class Range(BaseModel):
     def at(self, share: float) -> int | float:
         """The number at a share of the way from low to high."""
         if self.scale == "log":
-            value = math.exp(
-                math.log(self.low) + share * (math.log(self.high) - math.log(self.low))
-            )
+            low, high = math.log(self.low), math.log(self.high)
+            value = math.exp(low + share * (high - low))
         else:
             value = self.low + share * (self.high - self.low)
         value = min(max(value, self.low), self.high)
@@ -66,20 +62,34 @@ class Figure(BaseModel):
 
 
 Space = Annotated[dict[str, Any], Field(min_length=1)]  # lists of values, or ranges
+Choices = dict[str, list[Any] | Range]
 
 
 class Trial(NamedTuple):
-    """Parameters of a trial, whole but small, and the values of the keys that vary."""
+    """Parameters of a trial, small, every value written out, and those of the keys that vary."""
 
     params: Params
     values: dict[str, Any]
 
 
 class Sweep(NamedTuple):
-    """The trials, in order and none twice, and the figure of their results."""
+    """The runs that are asked for; the trials, in order and none twice; the figure."""
 
+    runs: list[str]
     trials: list[Trial]
     figure: Figure
+
+
+def check_sweeps(params: Params) -> None:
+    """Check every trial of every sweep as params.yaml itself.
+
+    Raises
+    ------
+    Refusal
+        On the first thing that is wrong.
+    """
+    for name in params.sweeps:
+        sweep_of(params, name)
 
 
 def sweep_of(params: Params, name: str) -> Sweep:
@@ -137,53 +147,90 @@ def expand(
             f"params.yaml: {where}.trials = {trials}: a number is expected where search is random, "
             "and none where it is grid"
         )
-    # Pydantic has made dictionaries of what it checked.
-    drawn = Figure.model_validate(figure) if isinstance(figure, dict) else figure
-    spaces = [
-        {k: _choices(values, where=f"{where}.vary.{i}.{k}") for k, values in space.items()}
-        for i, space in enumerate(vary)
-    ]
-    plain = base.model_dump() | {"sweeps": {}}
-    for number, space in enumerate(spaces):
-        for key in [*space, *fixed]:
-            label = f"{where}.fixed.{key}" if key in fixed else f"{where}.vary.{number}.{key}"
-            _checked_path(plain, key, where=label)
-            if key in space and key in fixed:
-                raise Refusal(f"params.yaml: {label}: this key is in vary too")
     if unknown := [run for run in runs if run not in base.runs]:
         allowed = ", ".join(base.runs)
         raise Refusal(
             f"params.yaml: {where}.runs: {shown(unknown[0])} is unknown; allowed are {allowed}"
         )
+    # Keys that params.yaml leaves to their defaults may vary too.
+    whole = _whole(base).model_dump()
+    for key in fixed:
+        label = f"{where}.fixed.{key}"
+        _check_key(whole, key, where=label)
+        if any(key in space for space in vary):
+            raise Refusal(f"params.yaml: {label}: this key is in vary too")
+    spaces: list[Choices] = []
+    for number, space in enumerate(vary):
+        spaces.append({})
+        for key, values in space.items():
+            label = f"{where}.vary.{number}.{key}"
+            _check_key(whole, key, where=label)
+            spaces[-1][key] = _choices(values, where=label)
     keys = list(dict.fromkeys(key for space in spaces for key in space))
+    drawn = Figure.model_validate(dict(figure))  # of what was checked, `bind` makes dictionaries
     for axis in ("x", "lines", "columns", "rows"):
-        key = getattr(drawn, axis)
-        if key is not None and key not in keys:
+        if (key := getattr(drawn, axis)) is not None and key not in keys:
             allowed = ", ".join(keys)
             raise Refusal(
                 f"params.yaml: {where}.figure.{axis} = {shown(key)}: allowed are {allowed}"
             )
-    found: dict[str, Trial] = {}  # by all that matters, so that none comes twice
-    for number, space in enumerate(spaces):
-        values = (
+    points = [
+        point
+        for number, space in enumerate(spaces)
+        for point in (
             _grid(space, where=f"{where}.vary.{number}")
             if search == "grid"
             else _random(space, count=trials or 0, seed=[seed, number])
         )
-        for one in values:
-            trial = _trial(plain, {**fixed, **one}, runs=runs, where=where)
-            found.setdefault(trial.params.model_dump_json(), trial)
-    reduced = [trial.params.model_dump() for trial in found.values()]
+    ]
+    found: dict[str, Trial] = {}  # by all that matters, so that none comes twice
+    plain = base.model_dump()
+    for number, point in enumerate(points):
+        try:
+            params = _reduced(Params.model_validate(_changed(plain, fixed | point)), runs=runs)
+        except (Refusal, ValidationError) as error:
+            refusal = refuse(error, where="") if isinstance(error, ValidationError) else error
+            reason = str(refusal).removeprefix("params.yaml: ")
+            raise Refusal(f"params.yaml: {where}, trial {number}: {reason}") from None
+        content = params.model_dump()
+        trial = Trial(params, {key: _lookup(content, key) for key in keys})
+        found.setdefault(params.model_dump_json(), trial)
     for key in keys:
-        if all(_lookup(params, key) is None for params in reduced):
+        if all(trial.values[key] is None for trial in found.values()):
             raise Refusal(
                 f"params.yaml: {where}.vary: {key} changes nothing that the runs of the sweep need"
             )
-    located = [
-        trial._replace(values={key: _lookup(params, key) for key in keys})
-        for trial, params in zip(found.values(), reduced, strict=True)
-    ]
-    return Sweep(located, drawn)
+    return Sweep(runs, list(found.values()), drawn)
+
+
+def _whole(params: Params) -> Params:
+    """Parameters with the values that they leave to defaults."""
+    whole = {
+        "networks": check_networks(params.networks),
+        "problems": check_problems(params),
+        "runs": check_runs(params),
+    }
+    return params.model_copy(update={**whole, "sweeps": {}})
+
+
+def _reduced(params: Params, *, runs: list[str]) -> Params:
+    """Some runs and what they need, whole: their problems, the runs that these compare others with,
+    and networks."""
+    entries = {name: params.runs[name] for name in runs}
+    asked = {entry.problem for entry in entries.values()} & set(names())
+    problems = {name: entry for name, entry in params.problems.items() if name in asked}
+    for problem in problems:
+        baseline = part(problem, "score").BASELINE
+        same = {name: entry for name, entry in params.runs.items() if entry.problem == problem}
+        compared = [name for name, entry in same.items() if entry.method == baseline]
+        if compared and not entries.keys() & set(compared):
+            entries[compared[0]] = same[compared[0]]
+    wanted = {entry.network for entry in entries.values()}
+    for problem, entry in problems.items():
+        wanted |= needed(problem, entry.source)
+    networks = {name: entry for name, entry in params.networks.items() if name in wanted}
+    update = {"runs": entries, "problems": problems, "networks": networks}
+    return _whole(params.model_copy(update=update))
 
 
 def _choices(values: Any, *, where: str) -> list[Any] | Range:
@@ -200,57 +247,48 @@ def _choices(values: Any, *, where: str) -> list[Any] | Range:
         raise refuse(error, where=where) from None
 
 
-def _grid(space: dict[str, list[Any] | Range], *, where: str) -> list[dict[str, Any]]:
-    lists: list[list[Any]] = []
+def _grid(space: Choices, *, where: str) -> list[dict[str, Any]]:
+    counts: list[int] = []
     for key, values in space.items():
-        if isinstance(values, Range):
-            if values.points is None:
-                raise Refusal(
-                    f"params.yaml: {where}.{key}: a grid needs points, the number of values"
-                )
-            last = values.points - 1
-            values = [values.at(i / last) for i in range(values.points)]  # noqa: PLW2901
-        lists.append(values)
-    if (count := math.prod(map(len, lists))) > MOST:
+        points = len(values) if isinstance(values, list) else values.points
+        if points is None:
+            raise Refusal(f"params.yaml: {where}.{key}: a grid needs points, the number of values")
+        counts.append(points)
+    if (count := math.prod(counts)) > MOST:
         raise Refusal(f"params.yaml: {where}: {count} trials; at most {MOST} are allowed")
+    lists = [
+        values if isinstance(values, list) else [values.at(i / (n - 1)) for i in range(n)]
+        for values, n in zip(space.values(), counts, strict=True)
+    ]
     return [dict(zip(space, chosen, strict=True)) for chosen in itertools.product(*lists)]
 
 
-def _random(
-    space: dict[str, list[Any] | Range], *, count: int, seed: list[int]
-) -> list[dict[str, Any]]:
-    trials = []
-    for i in range(count):
-        generator = np.random.default_rng([*seed, i])
-        trials.append(
-            {
-                key: values.at(generator.random())
-                if isinstance(values, Range)
-                else values[generator.integers(len(values))]
-                for key, values in space.items()
-            }
-        )
-    return trials
+def _random(space: Choices, *, count: int, seed: list[int]) -> list[dict[str, Any]]:
+    def drawn(values: list[Any] | Range, generator: np.random.Generator) -> Any:
+        if isinstance(values, Range):
+            return values.at(generator.random())
+        return values[generator.integers(len(values))]
+
+    generators = (np.random.default_rng([*seed, i]) for i in range(count))
+    return [{key: drawn(values, one) for key, values in space.items()} for one in generators]
 
 
 def _lookup(content: Any, path: str) -> Any:
     """The value at a dotted path, or None."""
-    for part in path.split("."):
-        if not isinstance(content, dict) or part not in content:
+    for key in path.split("."):
+        if not isinstance(content, dict) or key not in content:
             return None
-        content = content[part]
+        content = content[key]
     return content
 
 
-def _checked_path(content: dict[str, Any], path: str, *, where: str) -> None:
-    parts = path.split(".")
-    if parts[0] == "data" and parts[-1] not in ("seed", "validation"):
+def _check_key(content: dict[str, Any], path: str, *, where: str) -> None:
+    *parents, last = path.split(".")
+    if parents[:1] == ["data"] and last not in VARYING:
         raise Refusal(f"params.yaml: {where}: of data, a sweep changes seed and validation only")
-    inner: Any = content
-    for part in parts:
-        if not isinstance(inner, dict) or part not in inner:
-            raise Refusal(f"params.yaml: {where}: unknown key")
-        inner = inner[part]
+    inner = _lookup(content, ".".join(parents)) if parents else content
+    if not isinstance(inner, dict) or last not in inner:
+        raise Refusal(f"params.yaml: {where}: unknown key")
 
 
 def _changed(content: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
@@ -259,26 +297,8 @@ def _changed(content: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]
     for path, value in changes.items():
         inner = result
         *parents, last = path.split(".")
-        for part in parents:
-            inner[part] = dict(inner[part])
-            inner = inner[part]
+        for key in parents:
+            inner[key] = dict(inner[key])
+            inner = inner[key]
         inner[last] = value
     return result
-
-
-def _trial(base: dict[str, Any], changes: dict[str, Any], *, runs: list[str], where: str) -> Trial:
-    """Change params.yaml, and keep of its runs and networks those that the trial needs."""
-    content = _changed(base, changes)
-    content["runs"] = {name: content["runs"][name] for name in runs}
-    try:
-        params = Params.model_validate(content)
-    except ValidationError as error:
-        refusal = str(refuse(error, where="")).removeprefix("params.yaml: ")
-        raise Refusal(f"params.yaml: {where}: {refusal}") from None
-    needed = {
-        name
-        for entry in params.runs.values()
-        for name in (entry.network, *JUDGES.get(entry.problem, ()))
-    }
-    networks = {name: entry for name, entry in params.networks.items() if name in needed}
-    return Trial(params.model_copy(update={"networks": networks}), {})

@@ -9,10 +9,10 @@ import pytest
 from conftest import ROOT, commit, execute
 
 from retrace.commands import compare
+from retrace.git import NoRepository, committed, git
 from retrace.pipeline.command import Refusal
 from retrace.report import page
 from retrace.tracking import runs as track
-from retrace.tracking.git import NoRepository, committed, git
 
 
 @pytest.fixture
@@ -89,9 +89,8 @@ def test_the_report_and_mlflow_do_without_git(
     assert track.git_commit() == "unknown"
     with pytest.raises(Refusal, match="Git is not installed"):
         compare.commit_of("HEAD")
-    look = (
-        "import stages.track; from mlflow.utils.git_utils import get_git_commit as g; print(g('.'))"
-    )
+    mlflow = "from mlflow.utils.git_utils import get_git_commit as commit"
+    look = f"import retrace.tracking.store; {mlflow}; print(commit('.'))"
     settings: dict[str, Any] = {"PATH": str(tmp_path / "inner"), "PYTHONPATH": str(ROOT)}
     done = execute(sys.executable, "-W", "ignore", "-c", look, cwd=tmp_path, **settings)
     assert (done.stdout, done.stderr) == ("None\n", "")

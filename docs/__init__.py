@@ -1,0 +1,1 @@
+"""Documents, and what makes their pictures and the outputs of the notebook."""
