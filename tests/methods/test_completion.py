@@ -782,6 +782,16 @@ def test_a_method_alone_beats_the_mean_image(
             assert ours < 0.9 * theirs
 
 
+@pytest.mark.parametrize("method", [combined, latent_search, mixture, posterior])
+def test_an_image_that_is_missing_or_known_as_a_whole(
+    method: Any, network: prior.Network, images: Tensor
+) -> None:
+    for given in (images[:1], torch.full((1, 28, 28), torch.nan)):
+        got = method.reconstruct(network, given)
+        estimate = got["estimate"] if isinstance(got, dict) else got
+        assert estimate.isfinite().all()
+
+
 class Brightness(nn.Module):
     """Reads a 1 in bright images and a 0 in dark ones."""
 

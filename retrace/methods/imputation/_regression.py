@@ -73,6 +73,8 @@ def solved(system: Tensor, blocks: Tensor, right: Tensor) -> Tensor:
     (..., B, q)
     """
     solution = torch.zeros_like(right)
+    if not blocks.any():
+        return solution
     masks, which = blocks.unique(dim=0, return_inverse=True)
     for index, mask in enumerate(masks):
         block = mask.nonzero().flatten()
