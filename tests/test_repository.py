@@ -15,9 +15,9 @@ def text_of(path: str) -> str:
 
 def test_the_table_of_the_readme_is_the_measured_one() -> None:
     readme = text_of("README.md")
-    assert text_of("metrics/summary.md").strip() in readme
+    assert text_of("metrics/report/summary.md").strip() in readme
     scores = {
-        run: json.loads(text_of(f"metrics/imputation-{run}.json"))["masks"]
+        run: json.loads(text_of(f"metrics/imputation/imputation-{run}.json"))["masks"]
         for run in re.findall(r"^\| `(\w+)` \| \d\.\d\d / ", readme, re.M)
     }
     assert len(scores) > 5
@@ -39,11 +39,15 @@ def test_links_and_pictures_of_the_documents_exist() -> None:
     assert not [path for path in local if not path.exists()]
 
 
-def test_the_tree_of_the_readme_names_every_file_of_stages() -> None:
-    tree = text_of("README.md").split("```")
-    (described,) = [block for block in tree if "stages/\n" in block]
-    named = re.findall(r"^  (\w+)(?:\.py|/) ", described, re.MULTILINE)
-    assert sorted(named) == sorted(path.stem for path in (ROOT / "stages").glob("[!_]*"))
+def test_the_tree_of_the_readme_is_the_one_that_is_there() -> None:
+    """Every stage, and every package of the library."""
+    (tree,) = [block for block in text_of("README.md").split("```") if "\nstages/ " in block]
+    _, stages, rest = re.split(r"^(?:stages|retrace)/ ", tree, flags=re.MULTILINE)
+    named = re.findall(r"^  (\w+)\.py ", stages, re.MULTILINE)
+    assert sorted(named) == sorted(path.stem for path in (ROOT / "stages").glob("[!_]*.py"))
+    named = re.findall(r"^  (\w+)/ ", rest, re.MULTILINE)
+    packages = (ROOT / "retrace").glob("*/__init__.py")
+    assert sorted(named) == sorted(path.parent.name for path in packages)
 
 
 def test_every_network_and_run_has_a_place_in_the_documents() -> None:
@@ -51,7 +55,7 @@ def test_every_network_and_run_has_a_place_in_the_documents() -> None:
     cards = text_of("docs/model-cards.md")
     table = text_of("metrics/report/table.md")
     assert all(f"`{name}`" in cards for name in params["networks"])
-    measured = [name for name in params["runs"] if (ROOT / f"metrics/{name}.json").exists()]
+    measured = [path.stem for path in ROOT.glob("metrics/*/*-*.json")]
     assert len(measured) > 40
     assert all(f"`{name.partition('-')[2]}`" in table for name in measured)
 

@@ -1,0 +1,1 @@
+"""Datasets, images of one's own, and which pixels are missing."""

@@ -1,0 +1,1 @@
+"""What every stage needs: files, params.yaml, the device, a clear line."""

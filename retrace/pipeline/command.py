@@ -4,6 +4,7 @@ import argparse
 import errno
 import io
 import sys
+import warnings
 from collections.abc import Callable
 
 REFUSED = 2
@@ -78,6 +79,7 @@ def run(
         2 after a `Refusal`, a `BadInput` or a full disk, 130 after Ctrl-C.
     """
     escape_unprintable()
+    warnings.showwarning = lambda message, *_, **__: complain(message)
     module = getattr(sys.modules[main.__module__], "__spec__", None)
     program = program_of(module.name if module else main.__module__)
     given = parser_of(program, main.__doc__, name=name, arguments=arguments).parse_args()

@@ -28,13 +28,12 @@ def show_of(problem: str) -> Any:
 
     def section(state: State) -> Section:
         runs = state.scores(problem)
-        scores = next(iter(runs.values()))
-        keys = [
-            key
-            for key, value in scores.items()
+        forms = {
+            key: "d" if isinstance(value, int) else ".4f"
+            for key, value in next(iter(runs.values())).items()
             if isinstance(value, int | float) and not key.endswith(("_low", "_high"))
-        ]
-        columns = [METHOD, NETWORK, *(scored(key, ".4g", key) for key in keys)]
+        }
+        columns = [METHOD, NETWORK, *(scored(key, form, key) for key, form in forms.items())]
         return Section(problem, title, "", blocks=[tabulated("All runs", runs, columns)])
 
     title = problem.replace("_", " ").capitalize()

@@ -1,0 +1,1 @@
+"""Tables, galleries and charts as data, and what renders them."""

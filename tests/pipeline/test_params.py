@@ -26,7 +26,7 @@ def changed(path: str, value: Any) -> Any:
     *parents, last = path.split("/")
     section = params
     for key in parents:
-        section = section[key]
+        section = section.setdefault(key, {})
     if value is ...:
         del section[last]
     else:
@@ -289,7 +289,7 @@ def test_a_mutated_file_is_valid_or_refused_with_its_key(
     *parents, last = path
     section: Any = params
     for key in parents:
-        section = section[key]
+        section = section.setdefault(key, {})
     if how == "replace":
         section[last] = value
     elif how == "add":

@@ -330,8 +330,8 @@ def test_a_problem_without_pictures_has_a_table(monkeypatch: pytest.MonkeyPatch)
     (table,) = found.blocks
     assert isinstance(table, Table) and found.title == "Another problem"
     assert [column.label for column in table.columns] == ["method", "network", "n", "mse"]
-    assert [cell.text for cell in table.rows[0].cells] == ["m", "n", "3", "0.5"]
+    assert [cell.text for cell in table.rows[0].cells] == ["m", "n", "3", "0.5000"]
     html = rendered([found])
-    assert "0.4 – 0.6" in html and "see below" in html and "no run" not in html
+    assert "0.4000 – 0.6000" in html and "see below" in html and "no run" not in html
     monkeypatch.setattr(state, "scores", lambda problem: {})
     assert section_of("imputation", state).blocks == ()

@@ -17,7 +17,7 @@ Facts that the attack rests on, for a homogeneous network with two hidden layers
    along a face to its end gives an image of the mixture.
 """
 
-import sys
+import warnings
 from collections.abc import Sequence
 from functools import partial
 from typing import Annotated, Any, NamedTuple, Protocol
@@ -146,7 +146,7 @@ def reconstruct(
     space = RowSpace(weights, bias, mean)
     groups = unit_groups(weights)
     if len(space.values) >= len(mean):
-        print(FULL_RANK.format(pixels=len(mean)), file=sys.stderr)
+        warnings.warn(FULL_RANK.format(pixels=len(mean)), stacklevel=2)
         guesses = differences(
             space.rows, groups, mean, neighbours=neighbours, limit=candidates, duplicate=SAME_START
         )
