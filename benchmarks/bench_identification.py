@@ -15,6 +15,7 @@ of parts that are not run stay, and those of earlier code have another form of i
 import argparse
 import sys
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from benchmarks.timing import RESULTS, print_table, write_result
@@ -108,6 +109,21 @@ def measure(name: str, section: dict[str, Any], *, limit: int | None) -> Points:
     return points
 
 
+def spread_of(points: Points) -> dict[str, dict[str, dict[str, float]]]:
+    """Mean and range of the matches, by run and threshold."""
+    counts: dict[str, dict[str, list[int]]] = {}
+    for name, point in points.items():
+        for bar, count in point.get("matched", {}).items():
+            counts.setdefault(name.partition(":")[0], {}).setdefault(bar, []).append(count)
+    return {
+        run: {
+            bar: {"mean": fmean(found), "smallest": min(found), "largest": max(found)}
+            for bar, found in by_bar.items()
+        }
+        for run, by_bar in counts.items()
+    }
+
+
 def show(part: str, points: Points) -> None:
     """Print a row for each point."""
     rows = [
@@ -158,12 +174,15 @@ def draw(panels: list[Points]) -> None:
 def main(part: str | None, *, limit: int | None) -> None:
     """Measure one part or all, and show what came of it."""
     file = RESULTS / f"{NAME}.json"
-    stored = read_json(file)["points"] if file.exists() else {}
+    stored = read_json(file) if file.exists() else {"points": {}}
     for name in [part] if part else PARTS:
         panels = [measure(name, section, limit=limit) for section in PARTS[name]]
-        stored[name] = {key: point for points in panels for key, point in points.items()}
-        write_result(NAME, {"points": stored})
-        show(name, stored[name])
+        points = {key: point for panel in panels for key, point in panel.items()}
+        stored["points"][name] = points
+        if name == "sets":
+            stored["summary_of_sets"] = spread_of(points)
+        write_result(NAME, stored)
+        show(name, points)
         if name == "drivers":
             draw(panels)
 

@@ -62,18 +62,7 @@ def one_at_a_time(network: nn.Module, observed: Tensor, *, steps: int, rate: flo
 
 def batched(network: nn.Module, observed: Tensor, *, steps: int, rate: float) -> Tensor:
     """The pipeline's own method with the same settings."""
-    return reconstruct(
-        network,
-        observed,
-        objective="known",
-        start="mean",
-        answer="input",
-        steps=steps,
-        learning_rate=rate,
-        restarts=1,
-        seed=0,
-        callback=lambda step, loss, estimate: None,
-    )
+    return reconstruct(network, observed, answer="input", steps=steps, learning_rate=rate)
 
 
 def compare(network: nn.Module, observed: Tensor, *, alone: int) -> dict[str, Any]:
@@ -107,12 +96,12 @@ def neighbours(observed: Tensor, images: Tensor) -> dict[str, Any]:
     """Images per second of finding those nearest by known pixels, ours and scikit-learn's."""
     store = gallery.Network(count=len(images))
     labelled = (images, torch.zeros(len(images)))
-    store.fit(labelled, labelled, lambda entry: None)
+    store.fit(labelled, labelled)
 
     def distances() -> object:
         return nan_euclidean_distances(observed.flatten(1).numpy(), images.flatten(1).numpy())
 
-    ours = partial(knn.reconstruct, store, observed, neighbours=10, callback=lambda *given: None)
+    ours = partial(knn.reconstruct, store, observed)
     seconds = alternate({"matrix products": ours, "scikit-learn": distances}, rounds=2)
     rates = {name: len(observed) / value for name, value in seconds.items()}
     return {"images_per_second": rates, "ratio": rates["matrix products"] / rates["scikit-learn"]}

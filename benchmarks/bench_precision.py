@@ -34,7 +34,7 @@ def trained(params: Params, name: str, precision: Precision) -> list[dict[str, f
     training, validation = read_splits()
     settings = {**entry.training, "epochs": EPOCHS, "grace": EPOCHS}
     with computing_on(CPU, precision):
-        return train(network, training, validation, **settings, progress=lambda entry: None)
+        return train(network, training, validation, **settings)
 
 
 def imputed(params: Params, name: str, observed: Tensor, precision: Precision) -> Tensor:
@@ -44,7 +44,7 @@ def imputed(params: Params, name: str, observed: Tensor, precision: Precision) -
     settings = bind(method, entry.settings, where=name, given=GIVEN)
     network, _ = read_network(entry.network, mean=observed.nan_to_num(0.0).mean(dim=0))
     with one_thread(), computing_on(CPU, precision):
-        answer = method(network, observed, **settings, callback=lambda *given: None)
+        answer = method(network, observed, **settings)
     estimate: Tensor = answer["estimate"] if isinstance(answer, dict) else answer
     return estimate
 

@@ -1,9 +1,9 @@
 """Choose the settings of `denoising_score` on validation images, one changed at a time.
 
 Prints, over missing pixels, the MSE as a ratio to ridge and the share of open pixels inside the
-50, 80 and 95 % intervals, and the SSIM of the completed images. No test image is read. What
-params.yaml holds was chosen from this table. With ``--combined`` the last lines are `combined`, and
-its average with `denoising_score`.
+50, 80 and 95 % intervals, and the SSIM of the completed images. No test image is read. The defaults
+of `denoising_score` were chosen from this table. With ``--combined`` the last lines are `combined`,
+and its average with `denoising_score`.
 """
 
 import argparse
@@ -37,7 +37,7 @@ CANDIDATES: list[dict[str, Any]] = [
 
 
 def open_coverage(answer: dict[str, Tensor], truth: Tensor, observed: Tensor) -> str:
-    """Per cent of the open pixels inside each interval; see `uncertainty.score`."""
+    """Per cent of the open pixels inside each interval; see `measures.uncertainty.score`."""
     is_open = observed.isnan() & (answer["deviation"] > OPEN)
     grey, quantiles = (truth * 255).round(), answer["quantiles"]
     shares = [
@@ -69,7 +69,7 @@ def main() -> None:
         each = 1000 * seconds / len(images) / len(given.masks)
         print(f"| {name} | " + " | ".join(cells) + f" | {each:.0f} |", flush=True)
 
-    estimates: dict[str, Tensor] = {}  # of the first candidate, the settings of params.yaml
+    estimates: dict[str, Tensor] = {}  # of the first candidate, nothing changed
     for change in CANDIDATES:
         if change and given.keys is not None and not set(given.keys) & set(change):
             continue
@@ -79,7 +79,6 @@ def main() -> None:
                 denoiser,  # type: ignore[arg-type]
                 observed[mask],
                 **{**entry.settings, **change},
-                callback=lambda *_: None,
             )
             estimates.setdefault(mask, answer["estimate"])
             cells.append(
@@ -97,7 +96,6 @@ def main() -> None:
                 prior,  # type: ignore[arg-type]
                 observed[mask],
                 **best.settings,
-                callback=lambda *_: None,
             )
         seconds = time.process_time() - started
         for share in (0.0, 0.3, 0.5, 0.7):

@@ -1,7 +1,7 @@
 """Choose the settings of `combined` on validation images: one changed at a time, a line each.
 
 Prints the MSE over missing pixels as a ratio to ridge, and the SSIM of the completed images. No
-test image is read. What params.yaml holds was chosen from this table.
+test image is read. The defaults of `combined` were chosen from this table.
 """
 
 import argparse
@@ -86,7 +86,6 @@ def main() -> None:
                 prior,  # type: ignore[arg-type]
                 observed[mask],
                 **{**settings, **change},
-                callback=lambda *_: None,
             )
             cells.append(cell(estimate, images, observed[mask], linear=linear[mask]))
         shown = ", ".join(f"{key} {value}" for key, value in change.items()) or "none"

@@ -230,7 +230,7 @@ def main(checkpoint: Path, data: Path, null: Path | None, settings: str, out: Pa
     weights, dataset = read_weights(checkpoint)
     held_out = validation_images(dataset) if given is None else given
     scoring = params.scoring
-    with tqdm(total=chosen["rounds"], desc="attack", unit="round", disable=None) as bar:
+    with tqdm(total=chosen["rounds"], desc="attack", unit="round", disable=None, delay=1) as bar:
 
         def progress(step: int, residual: Tensor, pool: Tensor) -> None:
             bar.update()

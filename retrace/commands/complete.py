@@ -20,7 +20,7 @@ from retrace.pipeline.command import Refusal, complain, one_line, run
 from retrace.pipeline.params import GIVEN, Params, bind, find, load, refused
 from retrace.problems.imputation.complete import Completion, complete
 from retrace.report.pictures import BACKGROUND, INK, mosaic
-from retrace.types import SIDE, BadInput, ignore
+from retrace.types import SIDE, BadInput
 
 PROBLEM = "imputation"
 PREFERRED = ("combined", "ridge")  # the default method: the first that params.yaml has
@@ -115,7 +115,7 @@ def completed_by(name: str, observed: NDArray[Any], params: Params) -> Completio
         raise Refusal(f"{path} is missing; `dvc repro train@{entry.network}` makes it")
     network, _ = load_checkpoint(path)
     try:
-        return complete(observed, method=method, network=network, callback=ignore, **settings)
+        return complete(observed, method=method, network=network, **settings)
     except BadInput as error:
         raise refused(error, where=where, sections={"settings": settings}) from None
 

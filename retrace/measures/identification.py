@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from retrace.networks.margin import Split, training_set
-from retrace.pipeline.command import Refusal
+from retrace.types import BadInput
 
 # Thresholds on the correlation, in steps of 0.001: exact decimals, so that 0.9 is 0.9.
 GRID = [step / 1000 for step in range(500, 1001)]
@@ -80,12 +80,12 @@ def truth_of(split: Split, training: Mapping[str, Any], *, where: str, null: boo
 
     Raises
     ------
-    Refusal
+    BadInput
         When a key is missing, or no image of a class is left for the null.
     """
     missing = [key for key in CHOICE if key not in training]
     if missing:
-        raise Refusal(f"{where}.{missing[0]} is missing: no training images can be attacked there")
+        raise BadInput(f"{where}.{missing[0]} is missing: no training images can be attacked there")
     chosen = {key: training[key] for key in CHOICE}
     images, _, mean = training_set(split, **chosen)
     if not null:
@@ -100,7 +100,7 @@ def truth_of(split: Split, training: Mapping[str, Any], *, where: str, null: boo
         members = torch.nonzero(digits % 2 == parity).flatten()
         outside[members[first:last]] = False
         if not bool(outside[members].any()):
-            raise Refusal(
+            raise BadInput(
                 f"{where}.per_class = {chosen['per_class']}: the split has {len(members)} images "
                 "of one class, so that none is left to be held out; at most "
                 f"{len(members) - 1} are allowed"

@@ -3,12 +3,12 @@
 One checkpoint for all methods of imputation that combine them.
 """
 
+import math
 import time
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
-import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor, nn
@@ -20,6 +20,10 @@ from retrace.types import BadInput, Seed
 PIXELS = 28 * 28
 EVALUATION_SEED = 0  # the same noise in every epoch, so that epochs are compared on equal terms
 BATCH = 4000  # images that go through the encoder and the decoder at once
+POINTS = 250  # whose densities under all components of the mixture are taken at once
+FLOOR = 1e-3  # squared pixel units, added to the variances of every component
+TOLERANCE = 1e-3  # nats
+NEGLIGIBLE = 1e-12  # of a point's share in a component
 
 
 class Network(nn.Module):
@@ -208,41 +212,90 @@ class Network(nn.Module):
         self.residual_mean, self.residual_covariance = _moments(residuals)
         self.basis = torch.linalg.eigh(self.covariance).eigenvectors.flip(1)[:, : len(self.basis.T)]
         coordinates, held_out = (
-            ((x.flatten(1).double() - mean) @ self.basis).cpu().numpy()
+            (x.flatten(1).double() - mean) @ self.basis
             for x in (images[:mixture_images], validation[0])
         )
-        nats = self._fit_mixture(coordinates, held_out, iterations=mixture_iterations, seed=seed)
+        mixture = fit_mixture(coordinates, len(self.weights), mixture_iterations, seed=seed)
+        self.weights, self.means, self.covariances = mixture
+        nats = log_densities(held_out, mixture).logsumexp(dim=1).mean().item()
         history[-1] |= {"mixture_nats": nats, "cpu_seconds": time.process_time() - started}
         return history
 
-    def _fit_mixture(
-        self,
-        coordinates: "np.ndarray[tuple[int, ...], np.dtype[np.float64]]",
-        held_out: "np.ndarray[tuple[int, ...], np.dtype[np.float64]]",
-        *,
-        iterations: int,
-        seed: int,
-    ) -> float:
-        import warnings
 
-        from sklearn.exceptions import ConvergenceWarning
-        from sklearn.mixture import GaussianMixture
+class Mixture(NamedTuple):
+    """K Gaussians in p coordinates: weights (K,), means (K, p) and covariances (K, p, p)."""
 
-        mixture = GaussianMixture(
-            len(self.weights),
-            covariance_type="full",
-            max_iter=iterations,
-            reg_covar=1e-3,
-            init_params="k-means++",
-            random_state=seed,
-        )
-        with warnings.catch_warnings():  # the number of iterations is a parameter, not a failure
-            warnings.simplefilter("ignore", ConvergenceWarning)
-            mixture.fit(coordinates)
-        self.weights = torch.as_tensor(mixture.weights_)
-        self.means = torch.as_tensor(mixture.means_)
-        self.covariances = torch.as_tensor(mixture.covariances_)
-        return float(mixture.score(held_out))
+    weights: Tensor
+    means: Tensor
+    covariances: Tensor
+
+
+def fit_mixture(points: Tensor, components: int, iterations: int, *, seed: int) -> Mixture:
+    """Expectation-maximisation (Bishop 2006, "Pattern Recognition and Machine Learning", 9.2.2).
+
+    It starts from k-means++ centres and ends after so many iterations, or when the mean
+    log-density gains less than `TOLERANCE`, as scikit-learn's ``GaussianMixture`` does.
+
+    Parameters
+    ----------
+    points : (n, p) float64
+    components, iterations : int
+    seed : int
+        Of the centres.
+    """
+    from sklearn.cluster import kmeans_plusplus
+
+    _, chosen = kmeans_plusplus(points.cpu().numpy(), components, random_state=seed)
+    means = points[torch.as_tensor(chosen, dtype=torch.int64)]
+    floor = FLOOR * torch.eye(points.shape[1], dtype=points.dtype)
+    mixture = Mixture(
+        torch.full((components,), 1 / components, dtype=points.dtype),
+        means,
+        floor.repeat(components, 1, 1),
+    )
+    before = -torch.inf
+    for _ in range(iterations):
+        scores = log_densities(points, mixture)
+        evidence = scores.logsumexp(dim=1)
+        mixture = maximised(points, (scores - evidence.unsqueeze(1)).exp_())
+        reached = evidence.mean().item()
+        if abs(reached - before) < TOLERANCE:
+            break
+        before = reached
+    return mixture
+
+
+def log_densities(points: Tensor, mixture: Mixture) -> Tensor:
+    """log π_c N(x | μ_c, Σ_c), (n, K) of points (n, p)."""
+    factors = torch.linalg.cholesky(mixture.covariances)
+    identity = torch.eye(points.shape[1], dtype=points.dtype)
+    whitening = torch.linalg.solve_triangular(factors, identity, upper=False)  # (K, p, p)
+    centres = (whitening @ mixture.means.unsqueeze(2)).flatten()  # (K p,)
+    scale = factors.diagonal(dim1=1, dim2=2).log().sum(dim=1)
+    constants = mixture.weights.log() - scale - points.shape[1] * math.log(2 * math.pi) / 2
+    squares = [
+        # All components in one product: (b, K p).
+        torch.addmm(centres, part, whitening.flatten(0, 1).T, beta=-1)
+        .square_()
+        .unflatten(1, mixture.means.shape)
+        .sum(dim=2)
+        for part in points.split(POINTS)
+    ]
+    return constants - torch.cat(squares) / 2
+
+
+def maximised(points: Tensor, shares: Tensor) -> Mixture:
+    """The mixture of points (n, p) whose shares in the components are (n, K)."""
+    counts = shares.sum(dim=0) + 10 * torch.finfo(shares.dtype).eps
+    means = shares.T @ points / counts.unsqueeze(1)
+    covariances = []
+    for share, mean, count in zip(shares.T, means, counts, strict=True):
+        # Most points have no share in a component: their products would be most of the work.
+        rows = (share > NEGLIGIBLE).nonzero().flatten()
+        centred = points[rows] - mean
+        covariances.append((share[rows] * centred.T) @ centred / count)
+    floor = FLOOR * torch.eye(points.shape[1], dtype=points.dtype)
+    return Mixture(counts / len(points), means, torch.stack(covariances) + floor)
 
 
 def _layers(sizes: list[int]) -> nn.Sequential:

@@ -75,7 +75,7 @@ def run(
     Raises
     ------
     SystemExit
-        2 after a `Refusal` or a full disk, 130 after Ctrl-C.
+        2 after a `Refusal`, a `BadInput` or a full disk, 130 after Ctrl-C.
     """
     escape_unprintable()
     module = getattr(sys.modules[main.__module__], "__spec__", None)
@@ -94,6 +94,13 @@ def run(
         else:
             raise
         complain(f"{message} and run it again")
+        sys.exit(REFUSED)
+    except ValueError as error:
+        from retrace.types import BadInput  # imports torch, as whoever raised it has
+
+        if not isinstance(error, BadInput):
+            raise
+        complain(error)
         sys.exit(REFUSED)
     except KeyboardInterrupt:
         complain("interrupted; nothing half-written was kept. Run it again")

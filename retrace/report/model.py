@@ -16,6 +16,7 @@ from retrace.measures.quality import bootstrap
 from retrace.pipeline.artifacts import metrics_path, read_arrays, read_json, reconstruction_path
 from retrace.pipeline.command import Refusal
 from retrace.report.pictures import Colours
+from retrace.types import BadInput
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -244,7 +245,7 @@ class State:
         """Where a missing file is forgiven, leave out the rest of the block and note the file."""
         try:
             yield
-        except Refusal as refusal:
+        except (Refusal, BadInput) as refusal:
             if not self.forgiving:
                 raise
             text = str(refusal).split(";")[0]

@@ -64,7 +64,7 @@ def pixels(name: str) -> "np.ndarray[Any, Any]":
 def stochastic(monkeypatch: pytest.MonkeyPatch, **answers: Any) -> None:
     """Let every imputation method answer so; each value is made from the observation."""
 
-    def reconstruct(network: Any, observed: torch.Tensor, *, value: str, callback: Any) -> Any:
+    def reconstruct(network: Any, observed: torch.Tensor, *, value: str) -> Any:
         assert observed.shape == (1, 28, 28) and bool(observed.isnan().any())
         return {key: make(observed) for key, make in answers.items()}
 

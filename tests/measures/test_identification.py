@@ -19,10 +19,10 @@ from retrace.measures import identification, quality
 from retrace.measures.identification import Truth
 from retrace.networks.margin import Network
 from retrace.pipeline.artifacts import write_json
-from retrace.pipeline.command import Refusal
 from retrace.problems.training_data import score
 from retrace.report.pictures import GAP, mosaic, split_rows
 from retrace.tracking import runs as track
+from retrace.types import BadInput
 
 pytestmark = pytest.mark.numerical
 
@@ -97,9 +97,9 @@ def test_without_an_image_to_hold_out_training_images_are_refused(
     few = split[0][:40], torch.arange(40) % 2
     settings = {**PARITY, "per_class": 19}
     assert len(identification.truth_of(few, settings, where="here").held_out) == 2
-    with pytest.raises(Refusal, match=r"here\.per_class = 20: .* at most 19 are allowed"):
+    with pytest.raises(BadInput, match=r"here\.per_class = 20: .* at most 19 are allowed"):
         identification.truth_of(few, {**settings, "per_class": 20}, where="here")
-    with pytest.raises(Refusal, match=r"here\.examples is missing"):
+    with pytest.raises(BadInput, match=r"here\.examples is missing"):
         identification.truth_of(split, {"epochs": 3}, where="here")
 
 

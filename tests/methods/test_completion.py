@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.spatial.distance import cdist
+from sklearn.mixture import GaussianMixture
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
@@ -91,6 +92,22 @@ def test_a_mixture_of_one_component_is_ridge(images: Tensor) -> None:
         got = mixture.conditional_mean(network, values, penalty=0.01)
         missing = values.isnan()
         torch.testing.assert_close(got[missing], expected[missing], rtol=0, atol=1e-6)
+
+
+def test_a_mixture_is_fitted_as_scikit_learn_fits_it(images: Tensor) -> None:
+    points = images[:600, ::4, ::4].flatten(1).double()
+    points = points + 0.01 * torch.randn(points.shape, generator=torch.Generator().manual_seed(0))
+    expected = GaussianMixture(
+        **{"n_components": 5, "max_iter": 40, "reg_covar": prior.FLOOR},
+        **{"init_params": "k-means++", "random_state": 3},
+    ).fit(points.numpy())
+    got = prior.fit_mixture(points, 5, 40, seed=3)
+    for ours, theirs in zip(
+        got, (expected.weights_, expected.means_, expected.covariances_), strict=True
+    ):
+        np.testing.assert_allclose(ours.numpy(), theirs, rtol=0, atol=1e-8)
+    score = prior.log_densities(points, got).logsumexp(dim=1).mean().item()
+    assert score == pytest.approx(expected.score(points.numpy()), abs=1e-8)
 
 
 def test_a_mixture_is_the_weighted_mean_of_its_components() -> None:

@@ -127,4 +127,4 @@ def ascend(
             optimiser.step()
             if box:
                 x.clamp_(0, 1)
-    return x
+    return x.detach()

@@ -39,6 +39,24 @@ def smallest_ratio(upper: Tensor, lower: Tensor) -> Tensor:
     return torch.linalg.eigvalsh((whole + whole.mT) / 2)[:, 0]
 
 
+def gain_drift(wanted: Tensor, reached: Tensor, on: Tensor) -> Tensor:
+    """How far the units' gains have drifted, (units,): what is reached over what is wanted, by
+    least squares over the images, each of the same weight.
+
+    Parameters
+    ----------
+    wanted, reached : (k, units)
+        Patterns of known images, and their fits in the column space.
+    on : (k, units)
+        1 where the image switches the unit on, else 0.
+    """
+    weight = on / wanted.square().sum(dim=1, keepdim=True).clamp(min=1e-30)
+    share = (weight * wanted.square()).sum(dim=0)
+    drift = (weight * reached * wanted).sum(dim=0) / share.clamp(min=1e-30)
+    votes = on.sum(dim=0)
+    return (drift * votes + 3) / (votes + 3)  # few votes: stay near 1
+
+
 class RowSpace:
     """The row space of [W_1, b_1], and what the pattern of active units says about a candidate.
 
@@ -206,7 +224,6 @@ class RowSpace:
             return self.basis.new_zeros(0, len(self.values)), self.rows
         extended, cosines, passing = self.patterns(found)
         coordinates = extended @ self.basis.T
-        used = cosines.abs() > KINK
         on = (cosines > KINK).double()
         normal = self._normal(cosines) + STRICT * coordinates.T @ coordinates
         factor = torch.linalg.cholesky(normal)
@@ -226,11 +243,7 @@ class RowSpace:
             fitted, factors = fitted / own, factors / own[:, :, None]
             wanted = (self.gains * on[:, :, None] * passing[:, None, :] @ factors).squeeze(2)
             reached = fitted @ self.scaled.T
-            weight = used * on / (wanted.square() * used).sum(dim=1, keepdim=True).clamp(min=1e-30)
-            share = (weight * wanted.square()).sum(dim=0)
-            drift = (weight * reached * wanted).sum(dim=0) / share.clamp(min=1e-30)
-            votes = (used * on).sum(dim=0)
-            drift = (drift * votes + 3) / (votes + 3)  # few votes: stay near 1
+            drift = gain_drift(wanted, reached, on)
         # In units of the rows the fit's columns carry S_k / S_1, and reading 1 costs S_1.
         taken = (self.columns * self.values) @ fitted.T @ extended
         return fitted, self.rows - taken

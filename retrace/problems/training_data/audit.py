@@ -129,9 +129,8 @@ def audit(
         given, null, mean=network.get_buffer("mean"), distinct_null=distinct_null
     )
     started = time.time()
-    candidates = sparse_span.reconstruct(
-        network, given[:0], **{**settings, "public_starts": 0}, callback=callback, memory=NoMemory()
-    )
+    nothing = given[:0]  # no public images
+    candidates = sparse_span.reconstruct(network, nothing, callback=callback, **settings)
     seconds = time.time() - started
     scores = score_candidates(candidates, truth, means=means)
     values = null_matching(candidates, truth, mean=truth.mean).values
@@ -145,16 +144,6 @@ def audit(
         **removed,
     }
     return Audit(scores, candidates, truth)
-
-
-class NoMemory:
-    """Keeps nothing of an interrupted attack: it starts anew."""
-
-    def load(self) -> dict[str, Any]:
-        return {}
-
-    def save(self, arrays: dict[str, Any]) -> None:
-        pass
 
 
 def pixels(images: NDArray[Any] | Tensor, *, name: str) -> Tensor:
