@@ -34,6 +34,8 @@ import torch
 
 from retrace.measures import quality
 
+JUDGES, BASELINE = (), None
+
 
 class Scorer:
     baselines = {}
@@ -75,7 +77,7 @@ def test_a_sixth_problem(make_workspace: Callable[[Path], Path], tmp_path: Path)
     }
     write_params(folder, params)
     said = execute(sys.executable, "-m", "retrace.commands.run", cwd=folder).stdout
-    assert "13 stages ran" in said
+    assert "11 stages ran" in said
     mse = {
         name: json.loads((folder / f"metrics/denoising/denoising-{name}.json").read_text())["mse"]
         for name in ("smooth", "none")
