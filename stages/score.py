@@ -12,7 +12,7 @@ from retrace.pipeline.artifacts import (
     reconstruction_path,
     write_json,
 )
-from retrace.pipeline.command import run
+from retrace.pipeline.command import Refusal, run
 from retrace.pipeline.params import load
 from retrace.problems import Ground, Run, part
 
@@ -22,7 +22,10 @@ IDENTITY = ("dataset", "problem", "method", "network", "seconds")
 def main(name: str) -> None:
     """Score every run of a problem into metrics/<problem>/<run>.json, and its headline into
     metrics/headline/<problem>/<run>.json."""
-    scoring = load().scoring
+    params = load()
+    if name not in params.problems:
+        raise Refusal(f"problems.{name}: unknown; allowed are {', '.join(params.problems)}")
+    scoring = params.scoring
     means = partial(means_with_intervals, resamples=scoring.resamples, seed=scoring.seed)
     folder = reconstruction_path(name, "").parent
     records = {path.stem: read_json(path) for path in sorted(folder.glob("*.json"))}
