@@ -12,6 +12,7 @@ import pytest
 import yaml
 from conftest import ROOT, TINY, execute, write_params
 
+from retrace.commands import COMMANDS
 from retrace.pipeline.params import load
 
 WALKTHROUGH = (ROOT / "docs/walkthrough.md").read_text(encoding="utf-8")
@@ -75,10 +76,10 @@ def test_commands_and_names_of_the_walkthrough_exist(monkeypatch: pytest.MonkeyP
         r"--mask (\w+)": set(params.masks.patterns),
         r"--method (\w+)": {run.removeprefix("imputation-") for run in params.runs},
         r"--settings (\w+)": {run.removeprefix("training_data-") for run in params.runs},
-        r"python -m stages\.(\w+)": {path.stem for path in (ROOT / "stages").glob("*.py")},
+        r"^retrace (\w+)": set(COMMANDS),
     }
     for pattern, allowed in known.items():
-        named = set(re.findall(pattern, WALKTHROUGH))
+        named = set(re.findall(pattern, WALKTHROUGH, re.M))
         assert named and named <= allowed, pattern
     targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)
     for text in (WALKTHROUGH, (SERVERS / "README.md").read_text(encoding="utf-8")):

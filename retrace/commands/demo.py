@@ -7,6 +7,7 @@ from typing import Any
 
 from dvc.utils.serialize import dumps_yaml
 
+from retrace.checks import check_place
 from retrace.commands.run import reproduce
 from retrace.pipeline.command import Refusal, run
 from retrace.pipeline.params import PARAMS, read_yaml
@@ -33,10 +34,11 @@ def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 
 def params_of(base: dict[str, Any], demo: dict[str, Any]) -> dict[str, Any]:
     """params.yaml of the demo: of some sections the entries that it keeps, and what it changes."""
-    kept = {
-        section: {name: base[section][name] for name in names}
-        for section, names in demo.get("keep", {}).items()
-    }
+    kept = {}
+    for section, names in demo.get("keep", {}).items():
+        if missing := [name for name in names if name not in base[section]]:
+            raise Refusal(f"{CHANGES}: keep.{section}: {PARAMS} has no {missing[0]} any more")
+        kept[section] = {name: base[section][name] for name in names}
     return merged({**base, **kept, "sweeps": {}}, demo.get("change", {}))
 
 
@@ -60,6 +62,7 @@ def prepare(folder: Path) -> None:
 
 def main() -> None:
     """Run the pipeline on scikit-learn's digits in demo/, print its results and where to look."""
+    check_place(Path.cwd())
     prepare(FOLDER)
     try:
         reproduce(FOLDER)

@@ -109,6 +109,7 @@ def test_every_network_is_trained_as_on_the_processor(
                 )
 
 
+@pytest.mark.filterwarnings("ignore:sparse_span. the first layer's rows span all:UserWarning")
 @pytest.mark.parametrize(("problem", "method"), METHODS)
 @pytest.mark.parametrize("device", DEVICES, ids=str)
 def test_every_method_answers_as_on_the_processor(
