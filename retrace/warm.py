@@ -1,8 +1,8 @@
 """A process that has imported what stages need, and from which they are forked: a second less each.
 
 `retrace run` and `retrace demo` start one and name its socket in RETRACE_WARM. ``python -m
-stages.X`` then hands its arguments, environment, working folder and streams to it and waits for the
-exit code. Without that variable, or where nobody listens, a stage starts as always.
+stages.X`` (and ``retrace.commands.X``) then hands its arguments, environment, working folder and
+streams to it and waits for the exit code. Without that variable, or where nobody listens, a stage starts as always.
 """
 
 import json
@@ -74,9 +74,9 @@ def serve(path: str) -> None:
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(path)
         listener.listen()
+        os.write(1, b"ready\n")  # who calls meanwhile waits
         for name in PRELOADED:
             import_module(name)
-        os.write(1, b"ready\n")
         while listener in select.select([listener, sys.stdin], [], [])[0]:
             connection, _ = listener.accept()
             with connection:

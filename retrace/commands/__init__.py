@@ -1,5 +1,12 @@
 """What `retrace COMMAND` runs: a module for each, with a `main` that `run` starts."""
 
+import os
+import sys
+from importlib import import_module
+
+if sys.argv[:1] == ["-m"] and "RETRACE_WARM" in os.environ:
+    import_module("retrace.warm").hand_over()
+
 COMMANDS = {
     "run": "run the pipeline as `dvc repro` does, but faster, and draw the report",
     "complete": "fill the missing pixels of an image of one's own",
