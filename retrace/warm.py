@@ -2,7 +2,8 @@
 
 `retrace run` and `retrace demo` start one and name its socket in RETRACE_WARM. ``python -m
 stages.X`` (and ``retrace.commands.X``) then hands its arguments, environment, working folder and
-streams to it and waits for the exit code. Without that variable, or where nobody listens, a stage starts as always.
+streams to it and waits for the exit code. Without that variable, or where nobody listens, a stage
+starts as always.
 """
 
 import json

@@ -9,7 +9,6 @@ import math
 import re
 import time
 from collections.abc import Mapping, Sequence
-from functools import partial
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -39,7 +38,6 @@ INVERTED = -0.5  # correlation of the mean image of both, at least
 NAMED = 5  # positions in a printed line; `Audit.scores` has all
 FLOATS = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 UNREAD = "only Linear layers, each a `.weight` and perhaps a `.bias`, and a `mean` are read"
-MEANS = partial(means_with_intervals, resamples=2000, seed=0)
 REMOVED = {  # what was taken out: names of its position and of the other's, and in words
     "image_repeats": ("image", "repeats", "left out of the images, repeating another"),
     "null_removed": ("held_out", "image", "taken out of the held-out images, nearly an image"),
@@ -85,7 +83,7 @@ def audit(
     held_out: NDArray[Any] | Tensor,
     *,
     distinct_null: bool = False,
-    means: Means = MEANS,
+    means: Means = means_with_intervals,
     callback: Callback = ignore,
     **settings: Any,
 ) -> Audit:
