@@ -40,12 +40,12 @@ def hand_over() -> None:
             connection.connect(path)
         except OSError:
             return
-        # Ctrl-C reaches the stage too, whose line and exit code are waited for.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
         wanted = {"words": sys.orig_argv, "environment": dict(os.environ), "folder": os.getcwd()}  # noqa: PTH109
         message = json.dumps(wanted).encode()
         socket.send_fds(connection, [len(message).to_bytes(4)], [0, 1, 2])
         connection.sendall(message)
+        # Ctrl-C is for the stage, whose line and exit code are waited for.
+        signal.signal(signal.SIGINT, lambda *_: connection.send(b"i"))
         answer = connection.recv(4)
     os._exit(int.from_bytes(answer) if answer else 1)
 
@@ -102,17 +102,23 @@ def _be(connection: socket.socket) -> NoReturn:
     while len(message) < int.from_bytes(head):
         message += connection.recv(LONGEST)
     wanted: dict[str, Any] = json.loads(message)
-    for number, stream in enumerate(streams):
-        os.dup2(stream, number)
-        os.close(stream)
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        os.dup2(streams[number], number)
+        os.close(streams[number])
+        # Anew: what Python knows of the stream that was there, a file or a pipe, does not hold.
+        old = getattr(sys, name)
+        new = open(number, mode, 1, encoding=old.encoding, errors=old.errors, closefd=False)  # noqa: SIM115
+        setattr(sys, name, new)
     os.environ.clear()
     os.environ.update(wanted["environment"])
     os.chdir(wanted["folder"])
+    os.setpgid(0, 0)  # Ctrl-C comes from who called alone, not from the terminal too
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def end() -> None:
-        connection.recv(1)  # nothing comes: it returns when who called was killed
-        os.kill(os.getpid(), signal.SIGKILL)
+        while connection.recv(1):
+            os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGKILL)  # who called was killed
 
     threading.Thread(target=end, daemon=True).start()
     module, sys.argv = wanted["words"][2], wanted["words"][2:]

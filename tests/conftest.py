@@ -328,6 +328,18 @@ def finished(
 
 
 @pytest.fixture(scope="session")
+def forking() -> Iterator[dict[str, str]]:
+    """The variable by which stages are forked, for tests that start many and change no code."""
+    from retrace import warm
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment().items():
+            patch.setenv(name, value)
+        with warm.running(ROOT) as variable:
+            yield variable
+
+
+@pytest.fixture(scope="session")
 def small_networks(
     digit_splits: dict[str, dict[str, Any]], tmp_path_factory: pytest.TempPathFactory
 ) -> Path:

@@ -27,8 +27,12 @@ ALL = len(TINY["networks"]) + len(TINY["runs"])  # runs in the store of a finish
 
 
 @pytest.fixture
-def workspace(finished: Path, tmp_path: Path) -> Path:
+def workspace(
+    finished: Path, tmp_path: Path, forking: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> Path:
     """A copy of the finished pipeline, its cache and store included, to do damage to."""
+    for name, value in forking.items():
+        monkeypatch.setenv(name, value)
     return shutil.copytree(finished, tmp_path / "copy", symlinks=True)
 
 

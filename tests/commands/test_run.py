@@ -81,6 +81,26 @@ def test_without_anyone_there_a_stage_starts_by_itself(folder: Path, tmp_path: P
     assert json.loads(done.stdout)["parent"] == os.getpid()
 
 
+def test_ctrl_c_is_passed_on(folder: Path, variable: dict[str, str]) -> None:
+    command = [sys.executable, "-m", "stages.say", "sleep"]
+    undo = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL);"
+    start = f"os.execv(sys.executable, {command!r})"
+    settings = {**environment(), **variable}
+    with subprocess.Popen(
+        [sys.executable, "-c", undo + start],
+        cwd=folder,
+        env=settings,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as caller:
+        assert caller.stdout and caller.stderr
+        caller.stdout.readline()
+        caller.send_signal(signal.SIGINT)
+        assert "KeyboardInterrupt" in caller.stderr.read()
+    assert caller.returncode == 1
+
+
 @pytest.mark.parametrize("deadly", [signal.SIGKILL, signal.SIGTERM])
 def test_a_stage_dies_with_who_called(deadly: int, folder: Path, variable: dict[str, str]) -> None:
     command = [sys.executable, "-m", "stages.say", "sleep"]
