@@ -30,7 +30,7 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY) ## the whole pipeline offline, on scikit-learn's digits, in demo/
 	@python -m retrace demo
 
-run: $(READY) ## the real thing: dvc repro, on the dataset that params.yaml names
+run: $(READY) ## the real thing: the pipeline and its report, on the dataset that params.yaml names
 	@python -m retrace run
 
 test: $(READY) ## the tests

@@ -44,7 +44,7 @@ def loop(estimate: NDArray[np.float64], truth: NDArray[np.float64]) -> NDArray[n
 
 
 def main() -> None:
-    """Compare pairs per second of stages.scoring.quality.ssim on 11,000 pairs with a loop over
+    """Compare pairs per second of retrace.measures.quality.ssim on 11,000 pairs with a loop over
     scikit-image's structural_similarity (rate of 1,000 pairs), and their values."""
     dataset, images = read_images("test")
     estimate, truth = pairs(images[:IMAGES], levels=LEVELS, seed=0)
@@ -59,7 +59,7 @@ def main() -> None:
         f"SSIM of {dataset}: {len(truth)} pairs in a batch, {len(x)} of them in a loop",
         ["", "pairs per second"],
         [
-            ["stages.scoring.quality.ssim", f"{rates['batch']:.0f}"],
+            ["retrace.measures.quality.ssim", f"{rates['batch']:.0f}"],
             ["loop over scikit-image", f"{rates['loop']:.0f}"],
             ["ratio (wanted: 8)", f"{ratio:.1f}"],
             ["largest difference (allowed: 1e-6)", f"{apart:.1e}"],

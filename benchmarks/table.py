@@ -165,9 +165,10 @@ def profile(result: Result) -> Iterator[str]:
     """Lines of the tables of where a whole run's time goes."""
     wall, work = result["wall_seconds"], result["working_seconds"]
     yield (
-        f"The whole pipeline from an empty cache takes {wall / 60:.0f} minutes, "
-        f"{1 - work / wall:.0%} of which is neither training nor reconstruction "
-        "(`python -m benchmarks.profile_pipeline FOLDER`). By kind of stage, and the longest:"
+        f"The whole pipeline from an empty cache took {wall / 60:.0f} minutes, "
+        f"{1 - work / wall:.0%} of which was neither training nor reconstruction "
+        "(`python -m benchmarks.profile_pipeline FOLDER`). By kind of stage, as they were then, "
+        "and the longest:"
     )
     yield ""
     yield "| stages | number | seconds |"

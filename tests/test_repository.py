@@ -28,7 +28,7 @@ def test_the_table_of_the_readme_is_the_measured_one() -> None:
 
 
 def test_links_and_pictures_of_the_documents_exist() -> None:
-    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
     local = [
         page.parent / target
         for page in pages

@@ -303,7 +303,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "sparse_span_100 for 100 images, sparse_span_20 for 20)",
     )
     parser.add_argument(
-        "--out", type=Path, default=Path("audit.json"), help="a .json; the sheet lies beside it"
+        "--out",
+        type=Path,
+        default=Path("audit.json"),
+        help="a .json; the sheet lies beside it (default: audit.json)",
     )
 
 

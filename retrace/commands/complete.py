@@ -244,7 +244,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         f"(default: {' or else '.join(PREFERRED)})",
     )
     parser.add_argument(
-        "--out", type=Path, default=Path("completed.png"), help="the sheet, a .png (completed.png)"
+        "--out",
+        type=Path,
+        default=Path("completed.png"),
+        help="the sheet, a .png (default: completed.png)",
     )
 
 
