@@ -16,7 +16,6 @@ def git(*arguments: str, folder: Path = Path(), given: str = "") -> bytes:
 
     Parameters
     ----------
-    *arguments : str
     folder : Path
         Where it runs.
     given : str

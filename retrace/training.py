@@ -35,10 +35,7 @@ def train_network(
 
     Parameters
     ----------
-    name : str
-    entry : NetworkEntry
     training, validation : (images, labels)
-    device : device
     dataset : str
         Its name, for the record.
 

@@ -15,7 +15,7 @@ Precision = Literal["float32", "mixed"]
 
 Callback = Callable[[int, Tensor, Tensor], None]
 """What a method calls after each step, with the step from 0 on, the loss of each image (B,) and
-the present estimate (B, 28, 28)."""
+the present estimate (B, 28, 28). A method without iterations does not call it."""
 
 
 class BadInput(ValueError):

@@ -132,7 +132,6 @@ def laid_out(revision: str, folder: Path, cache: Path) -> LaidOut:
 
     Parameters
     ----------
-    revision : str
     folder : Path
         Made here.
     cache : Path

@@ -233,7 +233,6 @@ def luminance(image: Image.Image, *, path: Path) -> Floats:
 
     Parameters
     ----------
-    image : PIL image
     path : Path
         For the message.
 

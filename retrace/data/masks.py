@@ -15,7 +15,6 @@ def drawn(masks: Masks, *, available: int) -> dict[str, NDArray[Any]]:
 
     Parameters
     ----------
-    masks : Masks
     available : int
         Test images that there are.
 
@@ -46,8 +45,6 @@ def missing_pixels(pattern: Mask, *, count: int, seed: int) -> NDArray[np.bool_]
 
     Parameters
     ----------
-    pattern : Rectangle, EveryNthRow or RandomPixels
-    count : int
     seed : int
         Of random pixels, which are drawn for each image anew; every image misses equally many.
 

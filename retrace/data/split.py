@@ -57,7 +57,6 @@ def split(training: Arrays, test: Arrays | None, *, validation: float | Arrays, 
     validation : float or (images, labels)
         Share of the training images that are held out for validation, or a given validation set,
         which keeps its order.
-    seed : int
 
     Returns
     -------

@@ -145,9 +145,6 @@ def reconstruct(
 
     Parameters
     ----------
-    name : str
-    entry : RunEntry
-    network : Module
     observations : dict
         ``observed``, ``dataset``, ``each`` (see `retrace.problems`) and what else the problem has.
     header : dict

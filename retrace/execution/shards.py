@@ -228,7 +228,6 @@ def merged_watched(watched: list[Watched], parts: list[list[int]], *, groups: in
         Of each shard. One that stopped early stays what it was at its last step.
     parts : list of list of int
         Images in each part of each shard; parts follow each other as the groups do.
-    groups : int
 
     Returns
     -------
@@ -280,7 +279,6 @@ def run(
 
     Parameters
     ----------
-    network : Module
     observed : (groups, n, 28, 28) or (n, 28, 28)
     method : str
         Problem and method, as in ``imputation.ridge``.

@@ -272,7 +272,6 @@ def null_matching(candidates: Tensor, truth: Truth, *, mean: Tensor | None) -> M
     Parameters
     ----------
     candidates : (K, d) or (K, ...)
-    truth : Truth
     mean : (d,), optional
         See `correlations`.
 
@@ -354,7 +353,6 @@ def first_candidates(similarity: Tensor, *, first: int, threshold: float) -> tup
         In the order of the ranking; K at least `first`.
     first : int
         Candidates looked at, at least 1.
-    threshold : float
 
     Returns
     -------
@@ -447,10 +445,8 @@ def shown_pairs(candidates: Tensor, truth: Truth, *, threshold: float, count: in
     Parameters
     ----------
     candidates : (K, rows, columns) or (K, channels, rows, columns)
-    truth : Truth
     threshold : float
         On the NCC.
-    count : int
     """
     if truth.coloured:
         similarity, threshold = -colour_distances(candidates, truth.images), -COLOUR_TOLERANCE

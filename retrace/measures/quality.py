@@ -109,8 +109,6 @@ def bootstrap(
     ----------
     values : (n,) or (n, k)
         One row for each image; rows are drawn together, so that columns stay paired.
-    resamples : int
-    seed : int
 
     Returns
     -------

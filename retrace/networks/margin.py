@@ -280,7 +280,6 @@ def normalised_step(
         q, with the graph behind it.
     rate : float
         r.
-    wanted : float
     """
     depth, smallest = len(parameters) - 1, float(margins.min())
     factor = 1.0
@@ -305,7 +304,6 @@ def descent_step(
     ----------
     parameters, margins, rate
         See `normalised_step`.
-    weight_decay : float
     """
     ascent = torch.autograd.grad(margins, parameters, (-margins).sigmoid() / len(margins))
     for parameter, direction in zip(parameters, ascent, strict=True):
@@ -333,7 +331,6 @@ def gradient_factors(
 
     Parameters
     ----------
-    network : Network
     images : (n, *shape)
     signs : (n,)
 

@@ -239,7 +239,6 @@ def fit_mixture(points: Tensor, components: int, iterations: int, *, seed: int) 
     Parameters
     ----------
     points : (n, p) float64
-    components, iterations : int
     seed : int
         Of the centres.
     """

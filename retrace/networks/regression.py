@@ -20,7 +20,6 @@ class Network(nn.Module):
 
     Parameters
     ----------
-    inputs, outputs : int
     activation : "identity" or "sigmoid"
 
     Attributes
@@ -79,14 +78,11 @@ class Network(nn.Module):
             Called once, with the entry.
         points : int
             Number of them; more than inputs + 1 for a unique fit.
-        span : float
         slope : float
             Every entry of T, or its scale where `rank` is not 0.
-        offset, noise : float
         rank : int
             0: every entry of T is the slope. Otherwise T is a random matrix of that rank, so that
             without noise some outputs cannot be reached.
-        seed : int
 
         Returns
         -------

@@ -60,7 +60,6 @@ def computing_on(device: torch.device, precision: Precision = "float32") -> Iter
 
     Parameters
     ----------
-    device : device
     precision : "float32" or "mixed"
         Mixed: products of float32 matrices take factors rounded to 8 bits (bfloat16, on a processor
         that gains by it) or 11 (TF32, on a GPU), and sum in float32; elsewhere it changes nothing,

@@ -68,7 +68,6 @@ def svg(chart: Chart, *, name: str) -> Markup:
 
     Parameters
     ----------
-    chart : Chart
     name : str
         Salts its identifiers, which must not be those of another chart on the page.
     """
@@ -121,14 +120,12 @@ def tradeoff(
 
     Parameters
     ----------
-    points : list of Point
     label : str
         What the values are.
     form : str
         How a value is written.
     unit : str
         What the seconds are of.
-    caption : str
     log : bool
         Whether the values have a logarithmic scale, where all are positive.
     """

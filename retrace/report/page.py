@@ -123,8 +123,6 @@ def rendered(
 
     Parameters
     ----------
-    parts : list of Section
-    title, dataset : str
     facts : list of (name, value)
         Of the provenance.
     seconds : list of (stage, seconds, ...)

@@ -134,7 +134,6 @@ def expand(
     vary : list of dict
         Spaces, searched one after the other; in each, keys of params.yaml as dotted paths with a
         list of values, or with a range ``{low, high, scale}``; of a grid also ``points``.
-    figure : Figure
     fixed : dict
         Keys, as dotted paths, that all trials change to one value.
     trials : int

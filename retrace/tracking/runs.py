@@ -256,7 +256,6 @@ def publish_sweep(name: str, trials: list[dict[str, Any]], *, files: list[Path])
 
     Parameters
     ----------
-    name : str
     trials : list of dict
         ``trial``, its hash; ``values`` that vary; ``metrics``; ``started``, ``seconds``, and
         ``refused``, the line of a trial that was refused, or None.

@@ -49,8 +49,6 @@ def reconstruct(
         c: hidden values are bounded by 1 − c.
     iterations : int
         Of each layer's solver.
-    callback : function
-        Not called: no step has a code to show.
 
     Returns
     -------
@@ -86,8 +84,6 @@ def box_solutions(weight: Tensor, wanted: Tensor, *, bound: float, iterations: i
         W; m at least n.
     wanted : (B, m)
         b.
-    bound : float
-    iterations : int
 
     Returns
     -------

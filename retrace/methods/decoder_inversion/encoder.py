@@ -24,8 +24,6 @@ def reconstruct(
         Has ``decoder_weights()`` and ``encode``.
     observed : (B, 28, 28)
         In [0, 1].
-    callback : function
-        Not called: there is no iteration to watch.
 
     Returns
     -------

@@ -82,12 +82,10 @@ def reconstruct(
     penalty : float
         λ; the default was chosen on validation images. 0 gives the codes of images that are on the
         decoder's range exactly.
-    starts : int
     bank : int
         Codes drawn; at least ``starts - 3``.
     screening : int
         Iterations of each start before a further round.
-    rounds : int
     iterations : int
         At most, in each round.
     tolerance : float
@@ -321,7 +319,6 @@ def normal_equations(
         Activations of the codes.
     images : (B, P)
     codes : (B, d)
-    penalty : float
     """
     by_layer = slopes(layers)
     gradient = pulled_back(weights, by_layer, layers[-1] - images) + penalty * codes

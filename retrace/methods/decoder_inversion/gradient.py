@@ -39,7 +39,6 @@ def reconstruct(
     precision : "float32" or "float64"
     penalty : float
         λ.
-    steps : int
     learning_rate : float
         Adam's.
     restarts : int

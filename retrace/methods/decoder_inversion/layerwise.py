@@ -51,8 +51,6 @@ def reconstruct(
         Weigh each row of the least squares by the inverse of the error that the inverse activation
         amplifies. For tanh⁻¹ that is 1 − h². For σ⁻¹ and an absolute error of the pixel (8-bit
         images) it is x (1 − x); for a relative one (floating point) 1 − x. "none" is W⁺ itself.
-    callback : function
-        Not called: nothing is iterated.
 
     Returns
     -------

@@ -49,7 +49,6 @@ def reconstruct(
         Initial missing pixels; noise is uniform in [0, 1].
     answer : "input" or "output"
         The optimised x, or f(x).
-    steps : int
     learning_rate : float
         Adam's, in pixel units.
     restarts : int

@@ -46,7 +46,6 @@ def reconstruct(
         λ of the residual's regression, likewise.
     answer : "output" or "corrected"
         G(E(x)); or that plus a Gaussian regression of its residual from known to missing pixels.
-    steps : int
     learning_rate : float
         Adam's, in pixel units.
     callback : function

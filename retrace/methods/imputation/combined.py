@@ -57,7 +57,6 @@ def reconstruct(
         the missing ones (see `_latent.scattered`).
     starts : int
         Of the search for modes, for each image.
-    search_steps : int
     learning_rate : float
         Of the search, in units of the code.
     samples : int
@@ -72,8 +71,6 @@ def reconstruct(
         τ, in pixel units.
     seed : int
         Of starts and samples.
-    callback : function
-        Not called.
 
     Returns
     -------

@@ -83,9 +83,6 @@ def reconstruct(
         Of each image: what mean, deviation and intervals are taken from.
     completions : int
         Of each image that are returned.
-    seed : int
-    callback : function
-        Not called.
 
     Returns
     -------

@@ -24,8 +24,6 @@ def reconstruct(
     observed : (B, 28, 28)
         NaN where a pixel is missing.
     value : "zero" or "mean"
-    callback : function
-        Not called: there is no iteration to watch.
 
     Returns
     -------

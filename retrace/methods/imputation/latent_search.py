@@ -43,7 +43,6 @@ def reconstruct(
         start; the others are drawn from the prior.
     restarts : int
         Starts of each image, searched in one batch.
-    steps : int
     learning_rate : float
         Adam's, in units of the code.
     answer : "best" or "average"

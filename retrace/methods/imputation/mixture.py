@@ -34,8 +34,6 @@ def reconstruct(
         NaN where a pixel is missing.
     penalty : float
         λ, in squared pixel units: the variance of noise on every known pixel.
-    callback : function
-        Not called: there is no iteration to watch.
 
     Returns
     -------

@@ -65,9 +65,6 @@ def reconstruct(
         Of each image: what mean, deviation and intervals are taken from.
     completions : int
         Of each image that are returned.
-    seed : int
-    callback : function
-        Not called.
 
     Returns
     -------
@@ -129,8 +126,6 @@ def pseudo_gibbs(
         NaN where a pixel is missing.
     completion : (B, 784)
         The state that all chains start from.
-    rounds, chains : int
-    generator : Generator
     """
     missing = observed.isnan()
     state = ridge.completed(observed, completion).repeat(chains, 1, 1)  # (chains·B, 28, 28)

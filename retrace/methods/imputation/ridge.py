@@ -32,8 +32,6 @@ def reconstruct(
         NaN where a pixel is missing.
     penalty : float
         λ, in squared pixel units.
-    callback : function
-        Not called: there is no iteration to watch.
 
     Returns
     -------

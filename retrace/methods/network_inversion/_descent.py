@@ -66,7 +66,6 @@ def nearest_by_planes(
         In the box.
     wanted, relation : (B,)
         See `_nearest.nearest`.
-    steps : int
     callback : function
         Called before each step and at the end with what is left of the error and the point.
     """

@@ -57,7 +57,6 @@ def reconstruct(
         That the class has to have.
     prior : float
         Weight of the total variation, of ``preferred``, or of |z|²/2, of ``range``; 0 for none.
-    steps : int
     learning_rate : float
         Adam's, in pixel units or those of the code; not of ``nearest``.
     beside : mapping, optional

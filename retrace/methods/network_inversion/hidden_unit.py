@@ -95,7 +95,6 @@ def reconstruct(
         Images to start from.
     layer : str
         See `unit_values`.
-    units : list of int
     levels : list of float
         Wanted values before the activation.
     images : int, optional

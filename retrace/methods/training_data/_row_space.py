@@ -108,7 +108,6 @@ class RowSpace:
             Of the penalty on coordinates that the weights determine weakly (s_k = S_k / S_1).
         duals : (k, r)
             D: the rows read the share of each known image from the coordinates.
-        weight : float
 
         Returns
         -------
@@ -302,8 +301,6 @@ class RowSpace:
         Parameters
         ----------
         found : (k, d)
-        count : int
-        generator : Generator
 
         Returns
         -------

@@ -106,7 +106,6 @@ def reconstruct(
         λ below it is penalised: the trivial λ = 0 is no training image.
     sharpness : float
         α of σ(αz), which stands for the derivative of ReLU in ∇f and in the gradients.
-    steps : int
     trials : int
         Settings that `search` compares; with 1, the given one is taken.
     search_steps : int
@@ -303,8 +302,6 @@ def extract(
 
     Parameters
     ----------
-    target : Target
-    setting : Setting
     candidates, multiplier_rate, steps, seed
         See `reconstruct`.
     watch : function
@@ -385,7 +382,6 @@ def unexplained(
 
     Parameters
     ----------
-    target : Target
     x : (m, d)
         The mean image subtracted.
     multipliers : (m,)

@@ -29,8 +29,6 @@ def reconstruct(
     candidates : int
         How many are returned.
     show : "mean" or "images"
-    callback : function
-        Not called: nothing is iterated.
 
     Returns
     -------

@@ -46,8 +46,6 @@ def reconstruct(
         Nearest units that each unit is compared with.
     duplicate : float
         Of two candidates whose normalised cross-correlation is above it, the worse is dropped.
-    callback : function
-        Not called: nothing is iterated.
 
     Returns
     -------

@@ -308,7 +308,6 @@ def walk(space: RowSpace, images: Tensor, generator: torch.Generator) -> Tensor:
 
     Parameters
     ----------
-    space : RowSpace
     images : (m, d)
         In the row space and in the box.
     generator : Generator
@@ -359,7 +358,6 @@ def admm(
         The proximal map of the second one; gives a new tensor.
     x : (m, d)
         Where b starts, once it is in the box; u starts from 0.
-    iterations : int
     relaxation : float
         α.
 
@@ -422,7 +420,6 @@ def settle(
     maps : sequence of function
         See `RowSpace.projection`; used one after the other.
     starts : (m, d)
-    search : Search
     objectives : (m, d), optional
         What each candidate is drawn along.
     weights : sequence of float

@@ -35,7 +35,6 @@ def outputs(
 
     Parameters
     ----------
-    network : Module
     inputs : (B, ...) float64
     method : str
         ``affine``: the outputs (B, outputs). ``hidden_unit``: what goes into the activation of each
@@ -103,7 +102,6 @@ def score(
 
     Parameters
     ----------
-    network : Module
     arrays : dict
         The reconstruction.
     method, settings
