@@ -125,6 +125,18 @@ def reproduced(pixels: Tensor, images: Tensor) -> Tensor:
     return (pixels - images).abs().amax(dim=1) <= step
 
 
+def answer_of(weights: list[Tensor], images: Tensor, codes: Tensor) -> dict[str, Tensor]:
+    """What a method returns of codes (B, d): ``estimate`` (B, d) float64, ``residual`` (B,), the
+    mean squared difference of decoded and observed pixels, and ``converged`` (B,) bool: whether
+    the image is `reproduced`."""
+    pixels = decode(weights, codes)
+    return {
+        "estimate": codes.double(),
+        "residual": mean_square(pixels, images),
+        "converged": reproduced(pixels, images),
+    }
+
+
 def mean_square(pixels: Tensor, images: Tensor) -> Tensor:
     """Mean squared difference of decoded pixels (B, P) and images (B, P): (B,) float64."""
     return (pixels - images).square().mean(dim=1).double()

@@ -8,11 +8,9 @@ from torch import Tensor, nn
 
 from retrace.methods.decoder_inversion._decoder import (
     Float,
-    decode,
+    answer_of,
     inside,
-    mean_square,
     problem_of,
-    reproduced,
     weighted_solutions,
 )
 from retrace.types import Callback, ignore
@@ -53,8 +51,7 @@ def reconstruct(
     Returns
     -------
     dict
-        ``estimate`` (B, d) float64, ``residual`` (B,), the mean squared difference of decoded and
-        observed pixels, and ``converged`` (B,) bool: whether the image is reproduced.
+        See `_decoder.answer_of`.
     """
     matrices, images = problem_of(network, observed, precision=precision)
     first, *hidden = matrices
@@ -62,13 +59,7 @@ def reconstruct(
     for weight in reversed(hidden):
         h = box_solutions(weight, wanted, bound=1 - hidden_clamp, iterations=iterations)
         wanted = h.atanh()
-    codes = weighted_solutions(first, wanted, None)
-    pixels = decode(matrices, codes)
-    return {
-        "estimate": codes.double(),
-        "residual": mean_square(pixels, images),
-        "converged": reproduced(pixels, images),
-    }
+    return answer_of(matrices, images, weighted_solutions(first, wanted, None))
 
 
 def box_solutions(weight: Tensor, wanted: Tensor, *, bound: float, iterations: int) -> Tensor:

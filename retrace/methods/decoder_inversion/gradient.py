@@ -6,13 +6,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from retrace.methods.decoder_inversion._decoder import (
-    Float,
-    decode,
-    mean_square,
-    problem_of,
-    reproduced,
-)
+from retrace.methods.decoder_inversion._decoder import Float, answer_of, decode, problem_of
 from retrace.types import Callback, Seed, ignore
 
 
@@ -52,8 +46,7 @@ def reconstruct(
     Returns
     -------
     dict
-        ``estimate`` (B, d) float64, ``residual`` (B,), the mean squared difference of decoded and
-        observed pixels, and ``converged`` (B,) bool: whether the image is reproduced.
+        See `_decoder.answer_of`.
     """
     weights, images = problem_of(network, observed, precision=precision)
     with torch.no_grad():
@@ -73,9 +66,4 @@ def reconstruct(
             optimiser.zero_grad()
             objective.sum().backward()
             optimiser.step()
-    pixels = decode(weights, best)
-    return {
-        "estimate": best.double(),
-        "residual": mean_square(pixels, images),
-        "converged": reproduced(pixels, images),
-    }
+    return answer_of(weights, images, best)

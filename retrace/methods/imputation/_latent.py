@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, max_pool2d, softplus
 from torch.optim.lr_scheduler import LambdaLR
 
-from retrace.methods.imputation.ridge import completed
+from retrace.methods.imputation.ridge import completed, conditional_mean
 from retrace.types import Callback, ignore
 
 BETAS = (0.9, 0.99)  # Adam's; the second forgets sooner than usual, since the search is short
@@ -181,6 +181,27 @@ class Search(NamedTuple):
         return descend(
             energy, codes, steps=self.steps, learning_rate=self.learning_rate, callback=callback
         )
+
+
+def ridge_completion(network: Prior, observed: Tensor, *, penalty: float) -> Tensor:
+    """(B, 784) float64: where searches start, the `ridge` of (B, 28, 28) by the prior's moments."""
+    return conditional_mean(
+        observed.flatten(1),
+        mean=network.mean.flatten(),
+        covariance=network.covariance,
+        penalty=penalty,
+    )
+
+
+def with_residual(network: Prior, observed: Tensor, decoded: Tensor, *, penalty: float) -> Tensor:
+    """Decoded images (B, 784), and the Gaussian regression of what the decoder leaves of an image
+    from the known pixels of (B, 28, 28), in which that is seen, to the missing ones."""
+    return decoded + conditional_mean(
+        observed.flatten(1) - decoded,
+        mean=network.residual_mean,
+        covariance=network.residual_covariance,
+        penalty=penalty,
+    ).to(decoded.dtype)
 
 
 def scattered(observed: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from retrace.methods.imputation import _latent, mixture, ridge
+from retrace.methods.imputation import _latent, mixture
 from retrace.types import Callback, Seed, ignore
 
 BATCH = 250  # images at once: the samples' logits, (samples, 250, 784), are what needs the memory
@@ -82,17 +82,12 @@ def reconstruct(
     )
     estimates = []
     for batch in observed.split(BATCH):
-        values = batch.flatten(1)
-        statistics = mixture.conditional_mean(network, values, penalty=mixture_penalty).float()
+        statistics = mixture.conditional_mean(network, batch.flatten(1), penalty=mixture_penalty)
+        statistics = statistics.float()
         decoded = decoded_mean(
             network, batch, statistics, search=search, samples=samples, generator=generator
         )
-        decoded += ridge.conditional_mean(
-            values - decoded,
-            mean=network.residual_mean,
-            covariance=network.residual_covariance,
-            penalty=residual_penalty,
-        ).float()
+        decoded = _latent.with_residual(network, batch, decoded, penalty=residual_penalty)
         weight = _latent.by_kind(batch, mixture_blocks, mixture_scattered).unsqueeze(1)
         estimates.append(torch.lerp(decoded, statistics, weight).unflatten(1, (28, 28)))
     threshold = _latent.by_kind(observed, threshold_blocks, threshold_scattered)

@@ -6,7 +6,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from retrace.methods.imputation import _latent, ridge
+from retrace.methods.imputation import _latent
 from retrace.types import Callback, Seed, ignore
 
 
@@ -56,12 +56,7 @@ def reconstruct(
     -------
     (B, 28, 28)
     """
-    completion = ridge.conditional_mean(
-        observed.flatten(1),
-        mean=network.mean.flatten(),
-        covariance=network.covariance,
-        penalty=start_penalty,
-    )
+    completion = _latent.ridge_completion(network, observed, penalty=start_penalty)
     search = _latent.Search(likelihood_blocks, likelihood_scattered, restarts, steps, learning_rate)
     generator = torch.Generator().manual_seed(seed)
     modes = search.modes(network, observed, completion, generator, callback)

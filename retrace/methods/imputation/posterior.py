@@ -80,12 +80,7 @@ def reconstruct(
     )
     answers: list[dict[str, Tensor]] = []
     for batch in observed.split(BATCH):
-        completion = ridge.conditional_mean(
-            batch.flatten(1),
-            mean=network.mean.flatten(),
-            covariance=network.covariance,
-            penalty=penalty,
-        ).float()
+        completion = _latent.ridge_completion(network, batch, penalty=penalty).float()
         if sampler == "importance":
             modes = search.modes(network, batch, completion, generator)
             drawn = _latent.importance(
