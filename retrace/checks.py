@@ -87,16 +87,13 @@ def check_runs(params: Params) -> dict[str, RunEntry]:
     whole = {}
     for name, entry in params.runs.items():
         where = f"runs.{name}"
-        if entry.problem not in params.problems:
-            allowed = ", ".join(params.problems)
-            raise Refusal(
-                f"params.yaml: {where}.problem = {shown(entry.problem)}: allowed are {allowed}"
-            )
-        if entry.network not in params.networks:
-            allowed = ", ".join(params.networks)
-            raise Refusal(
-                f"params.yaml: {where}.network = {shown(entry.network)}: allowed are {allowed}"
-            )
+        sections: dict[str, Mapping[str, object]]
+        sections = {"problem": params.problems, "network": params.networks}
+        for key, known in sections.items():
+            if (value := getattr(entry, key)) not in known:
+                raise Refusal(
+                    f"params.yaml: {where}.{key} = {shown(value)}: allowed are {', '.join(known)}"
+                )
         module = find(f"methods.{entry.problem}", entry.method, where=f"{where}.method")
         settings = bind(module.reconstruct, entry.settings, where=f"{where}.settings", given=GIVEN)
         whole[name] = entry.model_copy(update={"settings": settings})

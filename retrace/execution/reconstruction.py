@@ -11,7 +11,7 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -109,21 +109,6 @@ def undivided(
     return shards.Solved(answers, watched, shards.peak_memory(), described(device), rounded)
 
 
-class Reconstruction(NamedTuple):
-    """Arrays of a reconstruction, and the record of how it was made, which goes beside them.
-
-    Attributes
-    ----------
-    arrays : dict
-        ``estimate`` (float, finite) and what else the method gives; of a method with iterations
-        ``loss``, ``snapshots`` and ``snapshot_steps`` (see `shards.merged_watched`).
-    record : dict
-    """
-
-    arrays: shards.Arrays
-    record: dict[str, Any]
-
-
 def reconstruct(
     name: str,
     entry: RunEntry,
@@ -133,7 +118,7 @@ def reconstruct(
     header: dict[str, Any],
     device: str,
     interrupted: Path | None = None,
-) -> Reconstruction:
+) -> tuple[shards.Arrays, dict[str, Any]]:
     """Hand observations and a network to the method of a run.
 
     Parameters
@@ -146,6 +131,14 @@ def reconstruct(
         As in params.yaml.
     interrupted : Path, optional
         Where a method that can go on keeps what it has; data/interrupted/<run>.npz.
+
+    Returns
+    -------
+    arrays : dict
+        ``estimate`` (float, finite) and what else the method gives; of a method with iterations
+        ``loss``, ``snapshots`` and ``snapshot_steps`` (see `shards.merged_watched`).
+    record : dict
+        How it was made, which goes beside the arrays.
 
     Raises
     ------
@@ -222,4 +215,4 @@ def reconstruct(
         "matmul_precision": solved.matmul_precision,
     }
     kept.forget()
-    return Reconstruction(arrays, record)
+    return arrays, record

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from retrace.networks.margin import Split, training_set
-from retrace.types import BadInput
+from retrace.networks.margin import training_set
+from retrace.types import BadInput, Split
 
 # Thresholds on the correlation, in steps of 0.001: exact decimals, so that 0.9 is 0.9.
 GRID = [step / 1000 for step in range(500, 1001)]

@@ -1,7 +1,5 @@
 """How good is a reconstruction: MSE, PSNR, SSIM and the bootstrap interval of a mean."""
 
-from collections.abc import Callable
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -12,9 +10,6 @@ GAUSSIAN_RADIUS = 5  # pixels; scikit-image truncates its filter at 3.5 standard
 K1, K2 = 0.01, 0.03
 CHUNK = 256  # images whose windows are taken together: their arrays stay in the cache
 BATCH = 1000  # images that a classifier sees at once
-
-Means = Callable[[dict[str, Tensor]], dict[str, float]]
-"""Takes measures (n,) of the same images to their means, each with a 95 % interval."""
 
 
 def mse(estimate: Tensor, truth: Tensor, where: Tensor | None = None) -> Tensor:

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from retrace.measures import quality
-from retrace.measures.quality import Means
+from retrace.types import Means
 
 ARRAYS = ("samples", "quantiles", "deviation")  # what a run has that can be scored here
 INTERVALS = {"50": (2, 3), "80": (1, 4), "95": (0, 5)}  # of the six quantiles, by per cent

@@ -8,11 +8,10 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm, silu
 
-from retrace.networks._training import Progress, Schedule, train, unwatched
-from retrace.types import BadInput, Seed
+from retrace.networks._training import EVALUATION_SEED, Progress, Schedule, train, unwatched
+from retrace.types import BadInput, Seed, Split
 
 PIXELS = 28 * 28
-EVALUATION_SEED = 0  # the same noise in every epoch, so that epochs are compared on equal terms
 LEVELS = 25  # noise levels at which the remaining error is measured, evenly spaced in log σ
 LOWEST, HIGHEST = 0.01, 10.0  # of them, in pixel units
 MEASURED = 4000  # validation images that it is measured on
@@ -191,8 +190,8 @@ class Network(nn.Module):
 
     def fit(
         self,
-        training: tuple[Tensor, Tensor],
-        validation: tuple[Tensor, Tensor],
+        training: Split,
+        validation: Split,
         progress: Progress = unwatched,
         *,
         epochs: Annotated[int, Field(ge=1)] = 24,
@@ -207,10 +206,6 @@ class Network(nn.Module):
 
         Parameters
         ----------
-        training, validation : (images, labels)
-            (n, 28, 28) float32 and (n,) int64.
-        progress : function
-            Called with the history's entry after each epoch.
         epochs, batch_size, learning_rate, schedule
             Of Adam (see `_training.train`).
         noise_median, noise_spread : float

@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from retrace.networks._training import Progress, unwatched
-from retrace.types import BadInput
+from retrace.types import BadInput, Split
 
 
 class Network(nn.Module):
@@ -32,8 +32,8 @@ class Network(nn.Module):
 
     def fit(
         self,
-        training: tuple[Tensor, Tensor],
-        validation: tuple[Tensor, Tensor],
+        training: Split,
+        validation: Split,
         progress: Progress = unwatched,
     ) -> list[dict[str, float]]:
         """Keep the first `count` of the (n, 28, 28) training images.

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from retrace.networks._training import Progress, unwatched
+from retrace.types import Split
 
 PIXELS = 28 * 28
 
@@ -32,8 +33,8 @@ class Network(nn.Module):
 
     def fit(
         self,
-        training: tuple[Tensor, Tensor],
-        validation: tuple[Tensor, Tensor],
+        training: Split,
+        validation: Split,
         progress: Progress = unwatched,
     ) -> list[dict[str, float]]:
         """Take mean and covariance (divided by n) of the (n, 28, 28) training images.

@@ -12,7 +12,7 @@ combination of the training images: what the attacks of retrace/methods/training
 import copy
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Annotated, Literal
 
@@ -20,10 +20,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from retrace.types import BadInput, Seed
-
-Progress = Callable[[dict[str, float]], None]
-Split = tuple[Tensor, Tensor]
+from retrace.networks._training import Progress, unwatched
+from retrace.types import BadInput, Seed, Split
 
 
 def training_set(
@@ -150,7 +148,7 @@ class Network(nn.Module):
         self,
         training: Split,
         validation: Split,
-        progress: Progress = lambda entry: None,
+        progress: Progress = unwatched,
         *,
         examples: Literal["parity", "colours"] = "parity",
         labels: Literal["correct", "random"] = "correct",

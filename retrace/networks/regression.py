@@ -5,14 +5,14 @@ the input is measured against.
 """
 
 import time
-from collections.abc import Callable
 from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from retrace.types import Seed
+from retrace.networks._training import Progress, unwatched
+from retrace.types import Seed, Split
 
 
 class Network(nn.Module):
@@ -52,9 +52,9 @@ class Network(nn.Module):
     @torch.no_grad()
     def fit(
         self,
-        training: tuple[Tensor, Tensor],
-        validation: tuple[Tensor, Tensor],
-        progress: Callable[[dict[str, float]], None] = lambda entry: None,
+        training: Split,
+        validation: Split,
+        progress: Progress = unwatched,
         *,
         points: Annotated[int, Field(ge=2)] = 100,
         span: Annotated[float, Field(gt=0)] = 1000.0,
@@ -72,10 +72,6 @@ class Network(nn.Module):
 
         Parameters
         ----------
-        training, validation
-            Not used: these networks are not of images.
-        progress : function
-            Called once, with the entry.
         points : int
             Number of them; more than inputs + 1 for a unique fit.
         slope : float

@@ -4,7 +4,6 @@ import fcntl
 import hashlib
 import inspect
 import json
-import math
 import os
 import tempfile
 import zipfile
@@ -19,10 +18,11 @@ import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor, nn
+from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from retrace.pipeline.command import Refusal
+from retrace.types import Split
 
 RAW = Path("data/raw")
 DATASET = Path("data/dataset.json")
@@ -157,13 +157,12 @@ def read_arrays(path: Path, *, only: tuple[str, ...] = ()) -> dict[str, NDArray[
         ) from None
 
 
-def read_split(split: str) -> tuple[Tensor, Tensor]:
-    """Images (n, 28, 28) float32 in [0, 1] and labels (n,) int64 of a split."""
+def read_split(split: str) -> Split:
     return as_tensors(read_arrays(split_path(split), only=("images", "labels")))
 
 
-def as_tensors(split: Mapping[str, NDArray[Any]]) -> tuple[Tensor, Tensor]:
-    """Images (n, 28, 28) float32 in [0, 1] and labels (n,) int64, of uint8 arrays."""
+def as_tensors(split: Mapping[str, NDArray[Any]]) -> Split:
+    """A split of uint8 arrays."""
     images = torch.from_numpy(split["images"]).to(torch.float32) / 255
     return images, torch.from_numpy(split["labels"]).to(torch.int64)
 
@@ -281,10 +280,3 @@ def load_checkpoint(path: Path) -> tuple[nn.Module, dict[str, Any]]:
     if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
         raise Refusal(f"{path}: some weights are not finite; train it anew")
     return network.eval().requires_grad_(False), header
-
-
-def checked_finite(values: Mapping[str, float], *, where: str) -> None:
-    """Refuse NaN and infinity in named numbers."""
-    for name, value in values.items():
-        if not math.isfinite(value):
-            raise Refusal(f"{where}: {name} is {value}")

@@ -8,12 +8,12 @@ stage depends on).
 import inspect
 import re
 import reprlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from importlib import import_module
 from itertools import accumulate
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
 from ruamel.yaml import YAML
@@ -29,14 +29,20 @@ STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*(-[a-z0-9_]+)*$")]
 Row = Annotated[int, Field(ge=0, lt=SIDE)]
 Settings = dict[str, Any]
+Entry = TypeVar("Entry")
 SHOWN = 120  # characters of a refused value
 GIVEN = ("callback", "memory", "beside")  # what `reconstruct` hands to a method beside its settings
 
 
-class Data(BaseModel):
-    """A published dataset, or ``folder``: one's own images at `path`, a folder for each label."""
+class Part(BaseModel):
+    """A part of params.yaml: no unknown key, and no value of another type."""
 
     model_config = STRICT
+
+
+class Data(Part):
+    """A published dataset, or ``folder``: one's own images at `path`, a folder for each label."""
+
     name: Literal["mnist", "fashion-mnist", "kmnist", "digits", "folder"]
     path: str | None = None
     mirror: str | None
@@ -50,18 +56,16 @@ class Data(BaseModel):
         return self
 
 
-class NetworkEntry(BaseModel):
-    model_config = STRICT
+class NetworkEntry(Part):
     architecture: Name
     arguments: Settings = {}
     training: Settings = {}
     precision: Precision = "float32"  # see `retrace.pipeline.device.computing_on`
 
 
-class Rectangle(BaseModel):
+class Rectangle(Part):
     """Missing: the rows first..last of the columns first..last, both ends included."""
 
-    model_config = STRICT
     kind: Literal["rectangle"]
     rows: Annotated[list[Row], Field(min_length=2, max_length=2)]
     columns: Annotated[list[Row], Field(min_length=2, max_length=2)]
@@ -76,19 +80,17 @@ class Rectangle(BaseModel):
         return self
 
 
-class EveryNthRow(BaseModel):
+class EveryNthRow(Part):
     """Missing: every `step`-th row, from `first` on."""
 
-    model_config = STRICT
     kind: Literal["rows"]
     first: Row
     step: Annotated[int, Field(ge=2, le=SIDE)]
 
 
-class RandomPixels(BaseModel):
+class RandomPixels(Part):
     """Missing: `share` of the pixels, drawn for each image anew."""
 
-    model_config = STRICT
     kind: Literal["random"]
     share: Annotated[float, Field(ge=1 / SIDE**2, le=1 - 1 / SIDE**2)]
 
@@ -96,23 +98,20 @@ class RandomPixels(BaseModel):
 Mask = Annotated[Rectangle | EveryNthRow | RandomPixels, Field(discriminator="kind")]
 
 
-class Masks(BaseModel):
-    model_config = STRICT
+class Masks(Part):
     images: Annotated[int, Field(ge=1)]
     seed: Seed
     patterns: Annotated[dict[Name, Mask], Field(min_length=1)]
 
 
-class ProblemEntry(BaseModel):
+class ProblemEntry(Part):
     """What a problem is observed from, beside the test images: a path that a stage makes."""
 
-    model_config = STRICT
     source: str
     settings: Settings = {}
 
 
-class RunEntry(BaseModel):
-    model_config = STRICT
+class RunEntry(Part):
     problem: Name
     method: Name
     network: Name
@@ -120,14 +119,12 @@ class RunEntry(BaseModel):
     precision: Precision = "float32"  # see `retrace.pipeline.device.computing_on`
 
 
-class Scoring(BaseModel):
-    model_config = STRICT
+class Scoring(Part):
     resamples: Annotated[int, Field(ge=100)]
     seed: Seed
 
 
-class Params(BaseModel):
-    model_config = STRICT
+class Params(Part):
     data: Data
     device: Literal["auto", "cpu", "cuda"]
     networks: dict[Name, NetworkEntry]
@@ -170,6 +167,13 @@ def refused(error: BadInput, *, where: str, sections: dict[str, dict[str, Any]])
         if word and word[0] in settings:
             return Refusal(f"params.yaml: {where}.{section}.{error}")
     return Refusal(f"{where}: {error}")
+
+
+def entry_of(entries: Mapping[str, Entry], name: str, *, section: str) -> Entry:
+    """An entry of a section of params.yaml, refused where there is none of that name."""
+    if name not in entries:
+        raise Refusal(f"{section}.{name}: unknown; allowed are {', '.join(entries)}")
+    return entries[name]
 
 
 def conflict_in(text: str) -> str | None:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from retrace.pipeline.artifacts import (
     checkpoint_path,
@@ -36,6 +36,7 @@ from retrace.pipeline.artifacts import (
     truth_path,
 )
 from retrace.pipeline.command import Refusal
+from retrace.types import Means, Split
 
 Arrays = Mapping[str, NDArray[Any]]
 Scores = dict[str, Any]
@@ -98,7 +99,7 @@ class Ground:
     source : str
         Path of what the problem is observed from, beside the test images; see params.yaml.
     split : function
-        Images (n, 28, 28) and labels (n,) of "train", "validation" or "test".
+        Of "train", "validation" or "test".
     load : function
         A network in evaluation mode, and the record of its training, by its name.
     read : function
@@ -107,7 +108,7 @@ class Ground:
 
     problem: str
     source: str = ""
-    split: Callable[[str], tuple[Tensor, Tensor]] = read_split
+    split: Callable[[str], Split] = read_split
     load: Callable[[str], tuple[nn.Module, dict[str, Any]]] = read_network
     read: Callable[[Path], Arrays] = read_arrays
 
@@ -137,3 +138,14 @@ class Ground:
                 "a network of the architecture vae is expected"
             )
         return network
+
+
+class BaseScorer:
+    """What a problem's own `Scorer` is made of; it is called with a `Run`."""
+
+    baselines: Scores = {}  # noqa: RUF012 (replaced, not changed)
+
+    def __init__(
+        self, ground: Ground, records: Mapping[str, Mapping[str, Any]], means: Means
+    ) -> None:
+        self.ground, self.records, self.means = ground, records, means

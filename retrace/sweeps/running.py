@@ -46,7 +46,8 @@ from retrace.pipeline.device import chosen, computing_on
 from retrace.pipeline.params import PARAMS, NetworkEntry, Params, read_yaml
 from retrace.problems import Arrays, Ground, Run, part
 from retrace.sweeps.trials import Sweep, Trial
-from retrace.training import Split, train_network
+from retrace.training import train_network
+from retrace.types import Split
 
 FOLDER = Path("data/sweeps")
 # Files of this package that networks and trials are made by. Where a task runs changes no result:

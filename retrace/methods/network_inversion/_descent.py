@@ -1,13 +1,14 @@
 """Descent on the input where the output is no affine function of it: planes drawn step by step."""
 
+import copy
 from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from retrace.methods.network_inversion._nearest import box_range, nearest, violation
-from retrace.types import Callback
+from retrace.types import BadInput, Callback
 
 EXACT = 1e-9  # of the larger of 1 and the wanted value: such an output counts as the wanted one
 PULL = 3  # every so many steps also go towards the start
@@ -31,6 +32,21 @@ class Descent(NamedTuple):
     point: Tensor
     reached: Tensor
     iterations: Tensor
+
+
+def prepared(network: nn.Module, observed: Tensor, images: int | None) -> tuple[nn.Module, Tensor]:
+    """A copy of the network and the first so many observed images, or all of them, in float64.
+
+    Raises
+    ------
+    BadInput
+        When there are fewer images.
+    """
+    images = images or len(observed)
+    if images > len(observed):
+        raise BadInput(f"images = {images}: {len(observed)} are observed")
+    whole = copy.deepcopy(network).double().eval().requires_grad_(False)
+    return whole, observed[:images].double()
 
 
 def value_and_gradient(function: Function, x: Tensor) -> tuple[Tensor, Tensor]:

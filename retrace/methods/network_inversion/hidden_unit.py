@@ -1,6 +1,5 @@
 """Images that drive a hidden unit to a value, shut it down, or maximise it."""
 
-import copy
 from collections.abc import Callable
 from typing import Annotated, Literal
 
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from retrace.methods.network_inversion._descent import (
     ascend,
     nearest_by_planes,
+    prepared,
     value_and_gradient,
 )
 from retrace.methods.network_inversion._nearest import (
@@ -123,20 +123,17 @@ def reconstruct(
     """
     if not bool(torch.tensor(levels).isfinite().all()):
         raise BadInput(f"levels = {levels}: a level is not finite")
-    images = images or len(observed)
-    if images > len(observed):
-        raise BadInput(f"images = {images}: {len(observed)} are observed")
-    network = copy.deepcopy(network).double().eval().requires_grad_(False)
+    network, chosen = prepared(network, observed, images)
+    images = len(chosen)
     shape = observed.shape[1:]
-    chosen = observed[:images].double().flatten(1)  # (images, n)
-    width = unit_values(network, chosen[:1].unflatten(1, shape), layer=layer).shape[1]
+    width = unit_values(network, chosen[:1], layer=layer).shape[1]
     for number in units:
         if number >= width:
             raise BadInput(f"units: {number} is none of the {width} units of {layer}")
     tasks = 2 + len(levels)
     unit = torch.tensor(units).repeat_interleave(tasks * images)
     task = torch.arange(tasks).repeat_interleave(images).repeat(len(units))
-    start = chosen.repeat(len(units) * tasks, 1)  # (B, n)
+    start = chosen.flatten(1).repeat(len(units) * tasks, 1)  # (B, n)
 
     def values(x: Tensor, index: Tensor) -> Tensor:
         parts = zip(x.split(BATCH), index.split(BATCH), strict=True)

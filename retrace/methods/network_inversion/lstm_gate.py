@@ -1,13 +1,12 @@
 """Rows and images that close a forget gate of an LSTM."""
 
-import copy
 from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from retrace.methods.network_inversion._descent import nearest_by_planes
+from retrace.methods.network_inversion._descent import nearest_by_planes, prepared
 from retrace.methods.network_inversion._nearest import (
     AT_MOST,
     DISPROVED,
@@ -78,20 +77,17 @@ def reconstruct(
     BadInput
         On a unit or an image that does not exist.
     """
-    images = images or len(observed)
-    if images > len(observed):
-        raise BadInput(f"images = {images}: {len(observed)} are observed")
-    network = copy.deepcopy(network).double().eval().requires_grad_(False)
+    network, chosen = prepared(network, observed, images)
     width = len(network.forget_parts()[2])  # type: ignore[operator]
     for unit in units:
         if unit >= width:
             raise BadInput(f"units: {unit} is none of the {width} units of the LSTM")
-    start = observed[:images].double().repeat(len(units), 1, 1)  # (B, 28, 28)
-    index = torch.tensor(units).repeat_interleave(images)
+    start = chosen.repeat(len(units), 1, 1)  # (B, 28, 28)
+    index = torch.tensor(units).repeat_interleave(len(chosen))
     wanted = torch.full((len(start),), gate, dtype=torch.float64)
     relation = torch.full_like(index, AT_MOST)
     if change == "row":
-        before = network.before(observed[:images].double())[:, row]  # type: ignore[operator]
+        before = network.before(chosen)[:, row]  # type: ignore[operator]
         estimate, feasible = _by_row(
             network,
             start,

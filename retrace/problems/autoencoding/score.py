@@ -1,15 +1,13 @@
 """What is left of an image behind a bottleneck, beside PCA of the same size."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from retrace.measures import quality
-from retrace.measures.quality import Means
 from retrace.pipeline.command import Refusal
-from retrace.problems import Ground, Run, Scores
+from retrace.problems import BaseScorer, Run, Scores
 
 JUDGES = ("gaussian",)
 BASELINE = None
@@ -38,18 +36,16 @@ def pca_curve(images: Tensor, *, mean: Tensor, covariance: Tensor) -> list[float
     return curve
 
 
-class Scorer:
+class Scorer(BaseScorer):
     """MSE, PSNR and SSIM over all test images, and the MSE as a ratio to PCA's with the same code
     size."""
 
-    def __init__(
-        self, ground: Ground, records: Mapping[str, Mapping[str, Any]], means: Means
-    ) -> None:
-        self.means = means
-        self.truth = torch.from_numpy(ground.truth["images"])
-        moments = ground.network("gaussian")
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        self.truth = torch.from_numpy(self.ground.truth["images"])
+        moments = self.ground.network("gaussian")
         curve = pca_curve(self.truth, mean=moments.mean, covariance=moments.covariance)
-        self.baselines: Scores = {"pca_mse": curve}
+        self.baselines = {"pca_mse": curve}
 
     def __call__(self, run: Run) -> tuple[Scores, Scores]:
         estimate = torch.from_numpy(run.arrays["estimate"])

@@ -1,6 +1,6 @@
 """How well codes of a decoder's outputs were found: scores."""
 
-from collections.abc import Mapping
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from retrace.measures import quality
-from retrace.measures.quality import Means
 from retrace.pipeline.command import Refusal
-from retrace.problems import Arrays, Ground, Run, Scores
+from retrace.problems import Arrays, BaseScorer, Run, Scores
+from retrace.types import Means
 
 JUDGES = ()
 BASELINE = None
@@ -187,15 +187,12 @@ def negative_elbo(network: nn.Module, images: Tensor) -> float:
     return float(network.evaluate(images, labels)["negative_elbo"].mean())  # type: ignore[operator]
 
 
-class Scorer:
+class Scorer(BaseScorer):
     """Scores of codes by group of images."""
 
-    def __init__(
-        self, ground: Ground, records: Mapping[str, Mapping[str, Any]], means: Means
-    ) -> None:
-        self.means, self.ground = means, ground
-        self.codes = torch.from_numpy(ground.truth["codes"]).double()
-        self.baselines: Scores = {}
+    @cached_property
+    def codes(self) -> Tensor:
+        return torch.from_numpy(self.ground.truth["codes"]).double()
 
     def __call__(self, run: Run) -> tuple[Scores, Scores]:
         network = self.ground.network(run.record["network"])

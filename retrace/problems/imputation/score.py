@@ -1,6 +1,5 @@
 """How good completed images are, beside ridge regression on the same images and masks."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -8,10 +7,10 @@ import torch
 from torch import Tensor
 
 from retrace.measures import quality, uncertainty
-from retrace.measures.quality import Means
 from retrace.pipeline.artifacts import reconstruction_path
 from retrace.pipeline.command import Refusal
-from retrace.problems import Ground, Run, Scores
+from retrace.problems import BaseScorer, Run, Scores
+from retrace.types import Means
 
 HEADLINE = ("mse", "psnr", "ssim", "mse_over_ridge", "known_residual", "agreement")
 JUDGES = ("classifier",)
@@ -61,13 +60,12 @@ def score_mask(
     return scores if ridge_mse is None else scores | {"mse_over_ridge": scores["mse"] / ridge_mse}
 
 
-class Scorer:
+class Scorer(BaseScorer):
     """Scores under each mask; of a run with samples also what those are worth."""
 
-    def __init__(
-        self, ground: Ground, records: Mapping[str, Mapping[str, Any]], means: Means
-    ) -> None:
-        self.means = means
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        ground = self.ground
         self.observed = torch.from_numpy(ground.given["observed"])  # (masks, n, 28, 28)
         self.masks: list[str] = ground.given["masks"].tolist()
         self.truth, self.labels = (
@@ -77,8 +75,8 @@ class Scorer:
         self.truth_labels = quality.labels_of(self.classifier, self.truth)
         right = quality.labels_of(self.classifier, ground.split("test")[0])
         accuracy = (right == ground.split("test")[1]).double().mean().item()
-        self.baselines: Scores = {"classifier_accuracy": accuracy}
-        ridge = [name for name, record in records.items() if record["method"] == BASELINE]
+        self.baselines = {"classifier_accuracy": accuracy}
+        ridge = [name for name, record in self.records.items() if record["method"] == BASELINE]
         if ridge:
             path = reconstruction_path(ground.problem, ridge[0])
             estimate = torch.from_numpy(ground.read(path)["estimate"])

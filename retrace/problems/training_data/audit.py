@@ -26,11 +26,11 @@ from retrace.measures.identification import (
     near_duplicates,
     null_matching,
 )
-from retrace.measures.quality import Means, means_with_intervals
+from retrace.measures.quality import means_with_intervals
 from retrace.methods.training_data import sparse_span
 from retrace.methods.training_data.row_differences import two_hidden_layers
 from retrace.problems.training_data.score import score_candidates
-from retrace.types import BadInput, Callback, ignore
+from retrace.types import BadInput, Callback, Means, ignore
 
 DARKEST = 0.01  # largest value of images that can be in [0, 1]: five steps of 255 and more
 CONTRASTS = 3.0  # ratio of the contrasts of images and held-out ones of the same kind, at most

@@ -1,16 +1,14 @@
 """How many training images the candidates of an attack give away."""
 
 import math
-from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from retrace.measures import identification, quality
-from retrace.measures.quality import Means
 from retrace.pipeline.command import Refusal
-from retrace.problems import Ground, Run, Scores
+from retrace.problems import BaseScorer, Run, Scores
+from retrace.types import Means
 
 JUDGES = ()
 BASELINE = None
@@ -109,15 +107,10 @@ def score_candidates(estimate: Tensor, truth: identification.Truth, *, means: Me
     return scores
 
 
-class Scorer:
+class Scorer(BaseScorer):
     """Counts of identified images, beside those of held-out images."""
 
-    def __init__(
-        self, ground: Ground, records: Mapping[str, Mapping[str, Any]], means: Means
-    ) -> None:
-        self.means, self.ground = means, ground
-        self.baselines: Scores = {}
-        self.known: tuple[str, identification.Truth, float] | None = None
+    known: tuple[str, identification.Truth, float] | None = None
 
     def truth_of(self, network: str) -> tuple[identification.Truth, float]:
         """Training and held-out images of a network, and the seconds that it was trained for. Of
