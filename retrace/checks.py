@@ -21,13 +21,8 @@ from retrace.problems import names, needed, part
 
 
 def check_place(folder: Path) -> None:
-    """Check that the path of the repository is one that DVC and MLflow can work in: any but a few.
-
-    Raises
-    ------
-    Refusal
-        Where they cannot, however one writes it.
-    """
+    """Refuse a path of the repository that DVC and MLflow cannot work in, however one writes it:
+    any but a few will do."""
     path = str(folder)
     if any("\udc80" <= c <= "\udcff" for c in path):  # Python's stand-ins for other bytes
         raise Refusal(f"the path {path!r:.200} is not UTF-8, as DVC and MLflow want; rename it")
@@ -36,13 +31,8 @@ def check_place(folder: Path) -> None:
 
 
 def check_all(params: Params) -> None:
-    """Check every section against the function that it will be handed to.
-
-    Raises
-    ------
-    Refusal
-        On the first thing that is wrong.
-    """
+    """Check every section against the function that it will be handed to; refused on the first
+    thing that is wrong."""
     chosen(params.device)
     check_networks(params.networks)
     check_problems(params)

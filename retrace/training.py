@@ -24,18 +24,8 @@ def train_network(
 ) -> tuple[nn.Module, dict[str, Any]]:
     """Build a network and train it: by epochs of Adam, or by its own `fit` where it has one.
 
-    Parameters
-    ----------
-    training, validation : (images, labels)
-    dataset : str
-        Its name, for the record.
-
-    Returns
-    -------
-    network : Module
-    record : dict
-        Of its training, which goes beside the checkpoint. It holds all values of arguments and
-        training, those too that the entry leaves to their defaults.
+    Gives the network and the record of its training, which goes beside the checkpoint: with all
+    values of arguments and training, those too that the entry leaves to their defaults.
 
     Raises
     ------

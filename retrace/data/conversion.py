@@ -76,27 +76,13 @@ Floats = NDArray[np.floating[Any]]
 
 
 class Converted(NamedTuple):
-    """An image as a network sees it.
+    """An image as a network sees it."""
 
-    Attributes
-    ----------
-    image : (28, 28) uint8
-        White on black.
-    inverted : bool
-        Whether the file was dark on light.
-    framed : bool
-        Whether it was scaled and centred; False where the file has 28 x 28 pixels.
-    original : PIL image, RGB
-        What the file shows, for a picture beside it.
-    doubts : tuple of str
-        Why the image may not be what the file shows.
-    """
-
-    image: NDArray[np.uint8]
-    inverted: bool
-    framed: bool
-    original: Image.Image
-    doubts: tuple[str, ...]
+    image: NDArray[np.uint8]  # (28, 28), white on black
+    inverted: bool  # whether the file was dark on light
+    framed: bool  # whether it was scaled and centred; False where the file has 28 x 28 pixels
+    original: Image.Image  # RGB, what the file shows, for a picture beside it
+    doubts: tuple[str, ...]  # why the image may not be what the file shows
 
 
 class Ink(NamedTuple):
@@ -231,11 +217,6 @@ def luminance(image: Image.Image, *, path: Path) -> Floats:
     """Brightness (h, w) in [0, 1] of an image of any mode, transparency composed, its sides at most
     `LARGEST`.
 
-    Parameters
-    ----------
-    path : Path
-        For the message.
-
     Raises
     ------
     Refusal
@@ -270,13 +251,7 @@ def luminance(image: Image.Image, *, path: Path) -> Floats:
 
 def framed_ink(values: Floats, *, path: Path) -> Ink:
     """The ink of (28, 28) pixels: as they are where the ground is black, inverted where it is
-    white, else by `find_ink`.
-
-    Raises
-    ------
-    Refusal
-        When the image is blank.
-    """
+    white, else by `find_ink`; refused where they are blank."""
     if np.ptp(values) < CONTRAST:
         raise Refusal(f"{path} is blank: all of its pixels are alike")
     ground = round(float(np.median(rim(values))), 6)
@@ -286,20 +261,8 @@ def framed_ink(values: Floats, *, path: Path) -> Ink:
 
 
 def find_ink(values: Floats, *, path: Path) -> Ink:
-    """What is drawn on a sheet of paper, and nothing else that the picture shows.
-
-    Parameters
-    ----------
-    values : (h, w) in [0, 1]
-        Brightness.
-    path : Path
-        For the message.
-
-    Raises
-    ------
-    Refusal
-        When the sheet is blank.
-    """
+    """What is drawn on a sheet of paper of some brightness (h, w), and nothing else that the
+    picture shows; refused where the sheet is blank."""
     blank = Refusal(
         f"{path} is blank: nothing stands out from its paper, shade and noise; a digit needs some "
         "paper around it"
@@ -472,18 +435,8 @@ def are_apart(boxes: NDArray[np.int64], energy: Floats) -> bool:
 
 
 def frame(ink: Floats) -> Floats:
-    """Scale ink to 20 x 20 and centre it in 28 x 28.
-
-    Parameters
-    ----------
-    ink : (h, w) in [0, 1]
-        Not blank.
-
-    Returns
-    -------
-    (28, 28) in [0, 1]
-        The brightest pixel is 1.
-    """
+    """Scale ink (h, w), which is not blank, to 20 x 20 and centre it in (28, 28); the brightest
+    pixel becomes 1."""
     rows, columns = (np.flatnonzero((ink > INK).any(axis=axis)) for axis in (1, 0))
     ink = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     longer = max(ink.shape)

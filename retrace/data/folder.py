@@ -121,13 +121,8 @@ def read_folder(path: Path) -> dict[str, Any]:
 
 
 def find_images(path: Path, *, where: str) -> list[Found]:
-    """The files of a folder of images in order: by part, label and name.
-
-    Raises
-    ------
-    Refusal
-        When a label has none, or `where` it lies has parts but none to train with.
-    """
+    """The files of a folder of images in order: by part, label and name; refused where a label has
+    none, or `where` it lies has parts but none to train with."""
     folders = [entry for entry in entries(path) if entry.is_dir()]
     parts = [(PARTS.get(folder.name.lower(), ""), folder) for folder in folders]
     if not folders or not all(part for part, _ in parts):
@@ -165,15 +160,8 @@ def spelled(path: Path) -> str:
 
 
 def check_classes(count: int, arguments: dict[str, dict[str, Any]]) -> None:
-    """Refuse networks that have fewer outputs than there are labels, before they are trained.
-
-    Parameters
-    ----------
-    count : int
-        Labels.
-    arguments : dict
-        Of every network of params.yaml.
-    """
+    """Refuse networks, by their arguments in params.yaml, that have fewer outputs than there are
+    labels, before they are trained."""
     for name, given in arguments.items():
         if given.get("classes", count) < count:
             raise Refusal(

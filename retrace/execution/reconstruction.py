@@ -27,15 +27,8 @@ from retrace.types import BadInput, Precision
 
 
 class Memory:
-    """Keeps the arrays of a method that was interrupted, for the next run with the same inputs.
-
-    Parameters
-    ----------
-    path : Path
-        Where they lie until the run ends.
-    inputs : list of str
-        Text that identifies code, settings and network: arrays of other inputs are not used.
-    """
+    """Keeps the arrays of a method that was interrupted in a file until the run ends, for the next
+    run with the same inputs: texts that identify code, settings and network."""
 
     def __init__(self, path: Path, *, inputs: list[str]) -> None:
         self.path = path

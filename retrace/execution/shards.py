@@ -36,35 +36,17 @@ Progress = Callable[[int, float], None]
 
 
 class Watched(NamedTuple):
-    """What was seen along the iterations of one shard.
+    """What was seen along the iterations of one shard."""
 
-    Attributes
-    ----------
-    losses : (steps, parts) float64
-        Mean over the images of each part.
-    snapshots : dict of list of (at most 8, ...)
-        Estimates of the first images of each part, by step.
-    last : list of (at most 8, ...)
-        The same at the last step that there was; empty where there was none.
-    """
-
-    losses: NDArray[np.float64]
+    losses: NDArray[np.float64]  # (steps, parts), means over the images of each part
+    # By step, estimates (at most 8, ...) of the first images of each part; and those of the last
+    # step that there was, none where there was none.
     snapshots: dict[int, list[NDArray[Any]]]
     last: list[NDArray[Any]]
 
 
 class Recorder:
-    """Keeps what a method shows along its iterations: mean losses, and some estimates.
-
-    Parameters
-    ----------
-    parts : list of (first, end)
-        Positions of the groups (masks) in the batch, or of what the shard has of them.
-    steps : int
-        Iterations, or 0 for a method without.
-    progress : function, optional
-        Called after each step with the step and the mean loss.
-    """
+    """Keeps what a method shows along its iterations: mean losses, and some estimates."""
 
     def __init__(
         self,
@@ -96,37 +78,18 @@ class Recorder:
 
 
 class Shard(NamedTuple):
-    """A task: plain arrays, so that every engine can send it anywhere.
+    """A task: plain arrays, so that every engine can send it anywhere."""
 
-    Attributes
-    ----------
-    method : str
-        Problem and method, as in ``imputation.ridge``.
-    architecture, arguments, weights
-        Of the network; the weights as safetensors.
-    observed : (B, 28, 28)
-    settings : dict
-        Of the method, with the shard's own seed.
-    parts : list of (first, end)
-        See `Recorder`.
-    steps : int
-        See `Recorder`.
-    device : str
-        As in params.yaml: whoever solves the shard sees which one that is there.
-    precision : str
-        See `retrace.pipeline.device.computing_on`.
-    """
-
-    method: str
+    method: str  # problem and method, as in ``imputation.ridge``
     architecture: str
-    arguments: Mapping[str, Any]
-    weights: bytes
-    observed: NDArray[Any]
-    settings: Mapping[str, Any]
-    parts: list[tuple[int, int]]
-    steps: int
-    device: str
-    precision: Precision
+    arguments: Mapping[str, Any]  # of the network
+    weights: bytes  # as safetensors
+    observed: NDArray[Any]  # (B, 28, 28)
+    settings: Mapping[str, Any]  # of the method, with the shard's own seed
+    parts: list[tuple[int, int]]  # where groups (masks) begin and end, or what is here of them
+    steps: int  # iterations, or 0 for a method without
+    device: str  # as in params.yaml: whoever solves the shard sees which one that is there
+    precision: Precision  # see `retrace.pipeline.device.computing_on`
 
 
 class Solved(NamedTuple):
@@ -142,13 +105,8 @@ class Solved(NamedTuple):
 
 
 def plan(*, groups: int, images: int) -> list[tuple[slice, list[tuple[int, int]]]]:
-    """Cut groups of as many images each into shards of `SIZE` observations.
-
-    Returns
-    -------
-    list of (slice, parts)
-        Observations of the shard, and where each group that it touches lies within it.
-    """
+    """Cut groups of as many images each into shards of `SIZE` observations: the observations of
+    each, and where each group that it touches lies within it."""
     total = groups * images
     shards = []
     for start in range(0, total, SIZE):
@@ -290,8 +248,6 @@ def run(
         See `Shard`.
     header : dict
         Of the checkpoint: ``architecture`` and ``arguments``.
-    label : str
-        Of the progress bar.
     """
     # A bad value is refused before there is work to lose. A GPU works for one process here: others
     # would wait for it, each with a context of its own.

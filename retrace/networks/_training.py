@@ -61,15 +61,8 @@ class Variational(nn.Module):
     logits: Callable[[Tensor], Tensor]
 
     def terms(self, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """Cross-entropy and divergence of each image, both (B,) in nats.
-
-        Parameters
-        ----------
-        images : (B, 28, 28)
-            In [0, 1].
-        noise : (B, d)
-            Standard normal; the code is mean + standard deviation · noise.
-        """
+        """Cross-entropy and divergence of each image (B, 28, 28) in [0, 1], both (B,) in nats; the
+        code is mean + standard deviation · noise, (B, d) and standard normal."""
         mean, log_variance = self.encode(images)
         logits = self.logits(mean + (log_variance / 2).exp() * noise)
         entropy = binary_cross_entropy_with_logits(logits, images.flatten(1), reduction="none")

@@ -105,19 +105,8 @@ class Network(nn.Module):
         return (coordinates @ self.basis.T).unflatten(-1, (28, 28)) + self.mean_image
 
     def denoise(self, noisy: Tensor, noise: Tensor) -> Tensor:
-        """D(x; σ).
-
-        Parameters
-        ----------
-        noisy : (B, q)
-            The first q coordinates, q from p to 784, of images plus noise.
-        noise : (B, 1) or (1, 1)
-            σ, in pixel units.
-
-        Returns
-        -------
-        (B, q)
-        """
+        """D(x; σ) of the first q coordinates (B, q), q from p to 784, of images plus noise, σ in
+        pixel units, (B, 1) or (1, 1)."""
         variances = self.variances[: noisy.shape[1]]
         share = variances / (variances + noise.square())  # of the signal, (B or 1, q)
         linear = noisy * share
@@ -157,17 +146,8 @@ class Network(nn.Module):
         return self.images(self.denoise(self.coordinates(images), torch.full((1, 1), 0.5)))
 
     def relative_errors(self, coordinates: Tensor, noise: Tensor, drawn: Tensor) -> Tensor:
-        """Squared error of D as a share of the linear denoiser's, of each image, (B,).
-
-        Parameters
-        ----------
-        coordinates : (B, p)
-            The first ones, of images without noise.
-        noise : (B, 1)
-            σ, in pixel units.
-        drawn : (B, p)
-            Standard normal.
-        """
+        """Squared error (B,) of D as a share of the linear denoiser's, of the first coordinates (B,
+        p) of images, under noise (B, 1) in pixel units times drawn standard normals (B, p)."""
         error = self.denoise(coordinates + noise * drawn, noise) - coordinates
         variances = self.variances[: self.axes]
         linear = variances * noise.square() / (variances + noise.square())

@@ -262,22 +262,15 @@ def normalised_step(
 ) -> None:
     """Ascend the smoothed margin -log sum_i exp(-q_i) by a step relative to the weights' norm.
 
-    With G = sum_i p_i grad q_i, p the softmax of the negative margins q_i = y_i f(x_i),
+    With G = sum_i p_i grad q_i, p the softmax of the negative margins q_i = y_i f(x_i), (n,) with
+    the graph behind them, the parameters theta, of each layer the weights, and one bias, change in
+    place at the rate r:
 
         theta <- (1 - r) theta + r |theta| G / |G|
 
     (loss-scaled steps, Lyu & Li 2020, section 5). Before it the weights are rescaled so that the
     smallest margin is `wanted`: the direction of a homogeneous network does not depend on its
     scale, and no exponential underflows.
-
-    Parameters
-    ----------
-    parameters : list of Parameter
-        theta: of each layer the weights, and one bias. Changed in place.
-    margins : (n,)
-        q, with the graph behind it.
-    rate : float
-        r.
     """
     depth, smallest = len(parameters) - 1, float(margins.min())
     factor = 1.0
@@ -296,13 +289,8 @@ def normalised_step(
 def descent_step(
     parameters: list[nn.Parameter], margins: Tensor, *, rate: float, weight_decay: float
 ) -> None:
-    """A step of gradient descent on mean_i log(1 + exp(-q_i)) + weight_decay |theta|^2.
-
-    Parameters
-    ----------
-    parameters, margins, rate
-        See `normalised_step`.
-    """
+    """A step of gradient descent on mean_i log(1 + exp(-q_i)) + weight_decay |theta|^2; see
+    `normalised_step`."""
     ascent = torch.autograd.grad(margins, parameters, (-margins).sigmoid() / len(margins))
     for parameter, direction in zip(parameters, ascent, strict=True):
         parameter.mul_(1 - 2 * rate * weight_decay).add_(direction, alpha=rate)
@@ -327,19 +315,9 @@ def gradient_factors(
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     """Factors of the gradients of the margins: that of a layer's weights is delta_i a_i^T.
 
-    Parameters
-    ----------
-    images : (n, *shape)
-    signs : (n,)
-
-    Returns
-    -------
-    margins : (n,)
-        q_i = y_i f(x_i).
-    activations : list of (n, n_{l-1})
-        a: what goes into each layer, first the images less the mean.
-    deltas : list of (n, n_l)
-        Derivative of q_i with respect to what comes out of each layer.
+    Of images (n, *shape) and signs (n,): the margins q_i = y_i f(x_i), (n,); a, (n, n_{l-1}), what
+    goes into each layer, first the images less the mean; and the derivatives (n, n_l) of q_i with
+    respect to what comes out of each layer.
     """
     activations, sums = [images.flatten(1) - network.mean], []
     for layer in network.layers[:-1]:

@@ -200,16 +200,12 @@ class Mixture(NamedTuple):
 
 
 def fit_mixture(points: Tensor, components: int, iterations: int, *, seed: int) -> Mixture:
-    """Expectation-maximisation (Bishop 2006, "Pattern Recognition and Machine Learning", 9.2.2).
+    """Expectation-maximisation (Bishop 2006, "Pattern Recognition and Machine Learning", 9.2.2) on
+    points (n, p) in float64.
 
-    It starts from k-means++ centres and ends after so many iterations, or when the mean
-    log-density gains less than `TOLERANCE`, as scikit-learn's ``GaussianMixture`` does.
-
-    Parameters
-    ----------
-    points : (n, p) float64
-    seed : int
-        Of the centres.
+    It starts from k-means++ centres, which the seed draws, and ends after so many iterations, or
+    when the mean log-density gains less than `TOLERANCE`, as scikit-learn's ``GaussianMixture``
+    does.
     """
     from sklearn.cluster import kmeans_plusplus
 

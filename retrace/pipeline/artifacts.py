@@ -230,14 +230,8 @@ def unfilled(architecture: str, arguments: Mapping[str, Any]) -> nn.Module:
 
 
 def load_checkpoint(path: Path) -> tuple[nn.Module, dict[str, Any]]:
-    """Build the network that a checkpoint describes, in evaluation mode, its weights fixed.
-
-    Returns
-    -------
-    network : Module
-        Built by the architecture and the arguments in the header.
-    header : dict
-        ``network``, ``architecture``, ``arguments``, ``preprocessing`` and ``dataset``.
+    """The network that a checkpoint describes, in evaluation mode, its weights fixed, and the
+    header: ``network``, ``architecture``, ``arguments``, ``preprocessing`` and ``dataset``.
 
     Raises
     ------

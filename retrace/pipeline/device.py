@@ -34,13 +34,8 @@ FACTORIES = frozenset({torch.rand, torch.randn, torch.randint, torch.randperm})
 
 
 def chosen(name: str) -> torch.device:
-    """The device of a name as in params.yaml: ``auto`` is a GPU where there is one.
-
-    Raises
-    ------
-    Refusal
-        When the name is ``cuda`` and there is none.
-    """
+    """The device of a name as in params.yaml: ``auto`` is a GPU where there is one; ``cuda`` is
+    refused where there is none."""
     available = torch.cuda.is_available()
     if name == "cuda" and not available:
         raise Refusal("params.yaml: device = 'cuda': there is none here; allowed are auto and cpu")
@@ -76,12 +71,8 @@ def computing_on(device: torch.device, precision: Precision = "float32") -> Iter
 
 
 def matmul_precision(device: torch.device, precision: Precision) -> str:
-    """What factors of float32 matrix products are rounded to within `computing_on`.
-
-    Returns
-    -------
-    "float32" (not at all), "bfloat16" or "tf32"
-    """
+    """What factors of float32 matrix products are rounded to within `computing_on`: "float32" (not
+    at all), "bfloat16" or "tf32"."""
     return _probed(device, precision == "mixed")
 
 
@@ -97,13 +88,8 @@ def _probed(device: torch.device, mixed: bool) -> str:
 
 
 def told_by(product: Tensor) -> str:
-    """What the factors of a product were rounded to.
-
-    Parameters
-    ----------
-    product : (`PROBED`, `PROBED`)
-        Of a matrix of `PROBE` and one of 1, both square.
-    """
+    """What the factors were rounded to of a product of two matrices (`PROBED`, `PROBED`), one of
+    `PROBE` and one of 1."""
     entry = float(product[0, 0]) / PROBED
     return min(ROUNDED, key=lambda name: abs(ROUNDED[name] - entry))
 

@@ -193,17 +193,10 @@ def depth_of(text: str) -> int:
 
 
 def parse_yaml(content: bytes, *, name: str) -> Any:
-    """What a YAML file holds for DVC, whose reader this is.
+    """What a YAML file, UTF-8, holds for DVC, whose reader this is; the name is for messages.
 
     That is YAML 1.2, where 010 is 10, 1:30 is text and 1e-3 is a number; to PyYAML, which reads
     YAML 1.1, they are 8, 90 and text.
-
-    Parameters
-    ----------
-    content : bytes
-        UTF-8.
-    name : str
-        Of the file, for the message.
 
     Raises
     ------
@@ -239,14 +232,8 @@ def read_yaml(path: Path) -> Any:
 
 
 def load(path: Path = PARAMS) -> Params:
-    """Read and validate params.yaml.
-
-    Raises
-    ------
-    Refusal
-        When the file is missing, is not YAML, or holds an unknown key, a wrong type or an
-        impossible value.
-    """
+    """Read and validate params.yaml; refused where the file is missing, is not YAML, or holds an
+    unknown key, a wrong type or an impossible value."""
     content = read_yaml(path)
     if not isinstance(content, dict):
         raise Refusal(f"{path} holds {shown(content)}; sections such as data are needed")
@@ -259,20 +246,10 @@ def load(path: Path = PARAMS) -> Params:
 def bind(
     function: Callable[..., Any], settings: Settings, *, where: str, given: tuple[str, ...] = ()
 ) -> Settings:
-    """Check settings against the keyword-only parameters of a function.
+    """Check settings, the section `where` of params.yaml, against the keyword-only parameters of a
+    function, but for those that are `given` by the stage itself; give them with all defaults.
 
     The annotations are the schema: ``steps: Annotated[int, Field(ge=1)]`` refuses 0.
-
-    Parameters
-    ----------
-    function : callable
-        Takes the settings as keyword-only arguments.
-    settings : dict
-        A section of params.yaml.
-    where : str
-        Path of that section, for the message.
-    given : tuple of str
-        Keyword-only parameters that the stage itself supplies.
 
     Raises
     ------
@@ -297,13 +274,8 @@ def _schema(function: Callable[..., Any], given: tuple[str, ...]) -> type[BaseMo
 
 
 def find(kind: str, name: str, *, where: str) -> Any:
-    """Import the module of a network or a method: its file name is the registry.
-
-    Raises
-    ------
-    Refusal
-        When there is no such file; the message lists those that there are.
-    """
+    """Import the module of a network or a method: its file name is the registry; refused, with
+    those that there are, where there is no such file."""
     folder = Path(__file__).parents[1].joinpath(*kind.split("."))
     names = sorted(file.stem for file in folder.glob("[!_]*.py"))
     if name not in names:

@@ -74,13 +74,7 @@ class Values:
 def draw(
     path: Path, rows: Sequence[Row], keys: Sequence[str], figure: Figure, *, title: str
 ) -> None:
-    """Draw the metric of all trials that were not refused.
-
-    Raises
-    ------
-    Refusal
-        When no trial has that metric.
-    """
+    """Draw the metric of all trials that were not refused; refused where no trial has it."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -138,21 +138,13 @@ class Plan:
 
 
 def make(sweep: Sweep, base: Params, *, name: str) -> tuple[list[Result], int]:
-    """Make what is not there yet of a sweep: networks first, then trials.
+    """Make what is not there yet of a sweep: networks first, then trials; give the results, and how
+    many of them were done before.
 
-    Returns
-    -------
-    results : list of dict
-        Of each trial: ``trial``, its digest; ``started``, ``seconds``; ``refused``, the reason or
-        None; ``params``; and by run ``metrics``, numbers for a table, ``scores``, all of them, and
-        the ``record`` of the reconstruction.
-    before : int
-        How many of them were done before.
-
-    Raises
-    ------
-    Refusal
-        When another sweep is running here, or the engine cannot work.
+    A result has ``trial``, its digest; ``started``, ``seconds``; ``refused``, the reason or None;
+    ``params``; and by run ``metrics``, numbers for a table, ``scores``, all of them, and the
+    ``record`` of the reconstruction. Refused where another sweep is running here, or the engine
+    cannot work.
     """
     FOLDER.mkdir(parents=True, exist_ok=True)
     try:

@@ -79,25 +79,15 @@ class Sweep(NamedTuple):
 
 
 def check_sweeps(params: Params) -> None:
-    """Check every trial of every sweep as params.yaml itself.
-
-    Raises
-    ------
-    Refusal
-        On the first thing that is wrong.
+    """Check every trial of every sweep as params.yaml itself; refused on the first thing that is
+    wrong.
     """
     for name in params.sweeps:
         sweep_of(params, name)
 
 
 def sweep_of(params: Params, name: str) -> Sweep:
-    """The sweep of that name.
-
-    Raises
-    ------
-    Refusal
-        When there is none of that name, or when something in it is wrong.
-    """
+    """The sweep of that name; refused where there is none, or something in it is wrong."""
     if name not in params.sweeps:
         allowed = ", ".join(params.sweeps) or "none: params.yaml has no sweeps"
         raise Refusal(f"sweeps.{name}: unknown; allowed are {allowed}")

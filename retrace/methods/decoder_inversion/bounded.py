@@ -63,23 +63,13 @@ def reconstruct(
 
 
 def box_solutions(weight: Tensor, wanted: Tensor, *, bound: float, iterations: int) -> Tensor:
-    """argmin_h ‖W h − b‖ over |h| ≤ bound, for many b at once.
+    """argmin_h ‖W h − b‖ over |h| ≤ bound: (B, n) of W (m, n), m at least n, for many b (B, m) at
+    once.
 
     Alternating directions (Boyd et al. 2011, section 5.2): the step without bounds is one product
     with a matrix that all b share, (WᵀW + ρI)⁻¹; ρ is the geometric mean of the extreme
     eigenvalues of WᵀW (Ghadimi et al. 2015, arXiv 1306.2454), and steps are over-relaxed by 1.6.
-
-    Parameters
-    ----------
-    weight : (m, n)
-        W; m at least n.
-    wanted : (B, m)
-        b.
-
-    Returns
-    -------
-    (B, n)
-        Within the bounds, always; how near to the optimum depends on the iterations.
+    The answer is always within the bounds; how near to the optimum depends on the iterations.
     """
     gram = weight.T @ weight
     eigenvalues = torch.linalg.eigvalsh(gram)

@@ -40,24 +40,12 @@ class Prior(Protocol):
 
 
 class Energy(NamedTuple):
-    """−log p(z, x_k) of B images but for constants, and what it is made of.
+    """−log p(z, x_k) of B images but for constants, and what it is made of."""
 
-    Attributes
-    ----------
-    decoder : Sequential
-        (..., d) codes to (..., 784) logits: linear layers with ReLU between them.
-    seen : (q,) int64
-        Pixels that are known in some image: the others' logits are not needed.
-    pixels : (B, q)
-        0 where missing.
-    weight : (B, q)
-        β where known, 0 where missing.
-    """
-
-    decoder: nn.Sequential
-    seen: Tensor
-    pixels: Tensor
-    weight: Tensor
+    decoder: nn.Sequential  # (..., d) codes to (..., 784) logits: linear layers, ReLU between them
+    seen: Tensor  # (q,) int64, known in some image: the other pixels' logits are not needed
+    pixels: Tensor  # (B, q), 0 where missing
+    weight: Tensor  # (B, q), β where known, 0 where missing
 
     @classmethod
     def of(
@@ -250,20 +238,11 @@ def descend(
 
 
 class Proposal(NamedTuple):
-    """A mixture of Gaussians around K modes for each of B images.
+    """A mixture of Gaussians around K modes for each of B images."""
 
-    Attributes
-    ----------
-    modes : (K, B, d)
-    factors : (K, B, d, d)
-        Lower Cholesky factors of the precisions.
-    weights : (K, B)
-        Sum to 1 over K.
-    """
-
-    modes: Tensor
-    factors: Tensor
-    weights: Tensor
+    modes: Tensor  # (K, B, d)
+    factors: Tensor  # (K, B, d, d), lower Cholesky factors of the precisions
+    weights: Tensor  # (K, B), whose sums over K are 1
 
     def draw(self, samples: int, generator: torch.Generator) -> Tensor:
         """(S, B, d) samples."""

@@ -59,19 +59,8 @@ class Regression:
 
 
 def solved(system: Tensor, blocks: Tensor, right: Tensor) -> Tensor:
-    """A_kk⁻¹ r_k of each row r, k being its block, and 0 elsewhere.
-
-    Parameters
-    ----------
-    system : (q, q)
-        A, symmetric and positive definite.
-    blocks : (B, q) bool
-    right : (..., B, q)
-
-    Returns
-    -------
-    (..., B, q)
-    """
+    """A_kk⁻¹ r_k of each row r of (..., B, q), k being its block of (B, q), and 0 elsewhere; A (q,
+    q) is symmetric and positive definite."""
     solution = torch.zeros_like(right)
     if not blocks.any():
         return solution

@@ -112,17 +112,12 @@ def decoded_mean(
 
 
 def darkened(estimate: Tensor, *, threshold: Tensor) -> Tensor:
-    """Take faint values down: v ↦ v · min(1, v / τ), continuous, monotone, 0 below 0.
+    """Take faint values of (B, 28, 28) down: v ↦ v · min(1, v / τ), continuous, monotone, 0 below
+    0; τ (B, 1, 1) of 0 changes nothing but the range.
 
     Where a pixel is black in most images and bright in few, the mean is a faint grey, which is no
     image's; the median is black. That costs hardly any squared error, while SSIM, which compares
     local contrast, counts every grey window of a black background.
-
-    Parameters
-    ----------
-    estimate : (B, 28, 28)
-    threshold : (B, 1, 1)
-        τ; 0 changes nothing but the range.
     """
     clipped = estimate.clamp(0, 1)
     return clipped * (clipped / threshold.clamp(min=1e-12)).clamp(max=1)

@@ -18,20 +18,11 @@ Function = Callable[[Tensor], Tensor]
 
 
 class Descent(NamedTuple):
-    """Where it ended.
+    """Where it ended."""
 
-    Attributes
-    ----------
-    point : (B, n)
-    reached : (B,) bool
-        Whether the output is the wanted one (`EXACT`).
-    iterations : (B,) int64
-        Steps until the point was found.
-    """
-
-    point: Tensor
-    reached: Tensor
-    iterations: Tensor
+    point: Tensor  # (B, n)
+    reached: Tensor  # (B,) bool, whether the output is the wanted one (`EXACT`)
+    iterations: Tensor  # (B,) int64, steps until the point was found
 
 
 def prepared(network: nn.Module, observed: Tensor, images: int | None) -> tuple[nn.Module, Tensor]:

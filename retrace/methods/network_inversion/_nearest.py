@@ -14,18 +14,10 @@ ROUNDED = 2  # units of rounding of w·x that count as none
 
 
 class Nearest(NamedTuple):
-    """What was asked for, where it exists.
+    """What was asked for, where it exists."""
 
-    Attributes
-    ----------
-    point : (B, n)
-        The nearest points; the start where there is none.
-    feasible : (B,) bool
-        Whether there is one.
-    """
-
-    point: Tensor
-    feasible: Tensor
+    point: Tensor  # (B, n); the start where there is none
+    feasible: Tensor  # (B,) bool, whether there is one
 
 
 def box_range(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:

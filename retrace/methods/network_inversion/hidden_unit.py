@@ -32,22 +32,9 @@ Values = Callable[[Tensor, Tensor], Tensor]  # images (B, n) and a unit for each
 
 
 def unit_values(network: nn.Module, images: Tensor, *, layer: str) -> Tensor:
-    """What the units of a layer hold before their activation, (B, units), in float64.
-
-    Parameters
-    ----------
-    network : Module
-        In float64.
-    images : (B, 28, 28)
-    layer : str
-        Name of a dense or convolutional module in the network; the units of the latter are its
-        channels' pixels, flattened.
-
-    Raises
-    ------
-    BadInput
-        When the network has no such layer.
-    """
+    """What the units of a layer hold before their activation, (B, units), of a network and images
+    (B, 28, 28) in float64. The layer is a dense or convolutional module by its name; the units of
+    the latter are its channels' pixels, flattened. Refused where there is no such layer."""
     names = [n for n, m in network.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)]
     if layer not in names:
         raise BadInput(f"layer = {layer!r}: the network's layers are {', '.join(names)}")

@@ -31,23 +31,12 @@ class Setting(NamedTuple):
 
 
 class Target(NamedTuple):
-    """What candidates have to explain, and where they may lie.
+    """What candidates have to explain, and where they may lie."""
 
-    Attributes
-    ----------
-    weights : list of (n_l, n_{l-1})
-        n_0 = d and n_L = 1.
-    bias : (n_1,)
-    chains : list of tuple of Tensor
-        Of each layer the matrices whose product is its weights: see `factored`.
-    low, high : (d,)
-        x is penalised outside them.
-    """
-
-    weights: list[Tensor]
-    bias: Tensor
-    chains: list[Chain]
-    low: Tensor
+    weights: list[Tensor]  # (n_l, n_{l-1}), n_0 = d and n_L = 1
+    bias: Tensor  # (n_1,)
+    chains: list[Chain]  # of each layer the matrices whose product is its weights: see `factored`
+    low: Tensor  # (d,); x is penalised outside
     high: Tensor
 
 
@@ -202,20 +191,12 @@ def homogeneous_layers(network: nn.Module) -> tuple[list[Tensor], Tensor]:
 
 
 def factored(weights: list[Tensor]) -> list[Chain]:
-    """Write each layer of low rank as a product of two thin matrices.
+    """Write each layer of low rank as a product of two thin matrices, (n_l, r) and (r, n_{l-1}), r
+    singular values being above `ROUNDING`; others stay as they are.
 
     Training leaves the first layer in the span of the images, and a second one with rank two, up
     to the rounding of its many steps. Where two factors hold fewer numbers than the layer itself,
     products with them are that much cheaper, and differ by rounding.
-
-    Parameters
-    ----------
-    weights : list of (n_l, n_{l-1})
-
-    Returns
-    -------
-    list of tuple
-        (n_l, r) and (r, n_{l-1}), r singular values being above `ROUNDING`; or the weights alone.
     """
     chains: list[Chain] = []
     for weight in weights:
@@ -238,22 +219,10 @@ Extracted = tuple[Tensor, Tensor, Tensor]  # see `extract`
 
 
 def search(attack: Callable[[Setting], Extracted], settings: list[Setting]) -> Setting:
-    """Choose the setting with which the attack's own loss ends smallest.
+    """Choose the setting with which the attack's own loss, after a short `extract`, ends smallest.
 
     The loss is all that an attacker sees: the truth has no part in it. A trial that diverges
-    loses.
-
-    Parameters
-    ----------
-    attack : function
-        A short `extract`.
-    settings : list of Setting
-        See `settings_to_try`.
-
-    Raises
-    ------
-    BadInput
-        When all trials diverge.
+    loses; refused where all diverge.
     """
     losses = {}
     for setting in settings:

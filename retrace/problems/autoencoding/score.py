@@ -15,18 +15,8 @@ HEADLINE = ("mse", "psnr", "ssim", "mse_over_pca")
 
 
 def pca_curve(images: Tensor, *, mean: Tensor, covariance: Tensor) -> list[float]:
-    """MSE of PCA with 0, 1, … 784 components on given images.
-
-    Parameters
-    ----------
-    images : (n, 28, 28)
-    mean, covariance : (784,), (784, 784)
-        Of the training images.
-
-    Returns
-    -------
-    list of 785 float
-    """
+    """MSE of PCA with 0, 1, … 784 components on images (n, 28, 28), by the training images' mean
+    (784,) and covariance (784, 784)."""
     components = torch.linalg.eigh(covariance).eigenvectors.flip(1)  # largest first
     centred = images.flatten(1).double() - mean
     # Orthonormal components: what a code of size k misses is the energy of all later ones.

@@ -27,14 +27,8 @@ SATURATED = 0.999  # a hidden unit beyond it keeps less than 0.2 % of its slope
 
 
 def checked(arrays: Arrays, observations: Arrays, codes: Tensor, network: nn.Module) -> Tensor:
-    """The estimated codes (groups, n, d), refused where they do not fit.
-
-    Raises
-    ------
-    Refusal
-        When the network has no codes, or the true or the estimated codes are of another number or
-        size than the network's, or some are not finite.
-    """
+    """The estimated codes (groups, n, d); refused where the network has no codes, or the true or
+    the estimated codes are of another number or size than the network's, or some are not finite."""
     if not hasattr(network, "decoder_weights"):
         raise Refusal("this network has no decoder to invert; its architecture should be vae")
     size: Any = network.code_size
@@ -150,18 +144,12 @@ def _off_range(
 
 @torch.no_grad()
 def certificate(network: nn.Module, codes: Tensor) -> Scores:
-    """What says whether the decoder can be inverted layer by layer.
+    """What says whether the decoder can be inverted layer by layer, in float64, codes (n, d).
 
     By layer, from the code to the pixels: ``rank`` and ``columns``, which are equal where the
     layer's pseudo-inverse is exact; ``condition``, by which it amplifies errors at most; and of
     hidden layers ``saturated``, the share of values beyond ±0.999 for these codes, where the
     inverse tanh amplifies errors more than 500 times.
-
-    Parameters
-    ----------
-    network : Module
-        In float64.
-    codes : (n, d) float64
     """
     layers: Scores = {}
     values = codes

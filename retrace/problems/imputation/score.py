@@ -38,14 +38,10 @@ def score_mask(
     ----------
     estimate, truth, observed : (n, 28, 28)
         Observed is NaN where a pixel is missing.
-    classifier : Module
-        (B, 28, 28) to logits.
     truth_labels : (n,)
         The classifier's labels of the originals.
     ridge_mse : float, optional
         Of linear regression on the same images and mask.
-    means : function
-        Takes per-image measures to means with intervals.
     """
     missing = observed.isnan()
     completed = torch.where(missing, estimate.clamp(0, 1), observed)

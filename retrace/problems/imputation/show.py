@@ -308,15 +308,8 @@ def samples(
 ) -> Steps:
     """The most ambiguous images: mean, standard deviation and samples.
 
-    Parameters
-    ----------
-    arrays : dict
-        ``estimate``, ``deviation`` (n, 28, 28) and ``samples`` (n, K, 28, 28) uint8 under one mask.
-    truth, observed : (n, 28, 28)
-    classifier : Module
-        Reads the digits in the samples.
-    where : str
-        For the title.
+    Of arrays under one mask: ``estimate``, ``deviation`` (n, 28, 28) and ``samples`` (n, K, 28, 28)
+    uint8, in which the classifier reads the digits; truth and observed are (n, 28, 28).
     """
     drawn = uncertainty.completions(torch.from_numpy(arrays["samples"]), torch.from_numpy(observed))
     read = uncertainty.read_digits(drawn, classifier)
@@ -355,16 +348,7 @@ def false_minima(
 
     The loss is the mean (f(x) - x)² over known pixels, above each column in thousandths: the
     truth's, and that of the optimised input. The columns are the first images where the latter is
-    lower.
-
-    Parameters
-    ----------
-    network : Module
-        f, (B, 28, 28) to (B, 28, 28).
-    estimate, truth, observed : (n, 28, 28)
-        Observed is NaN where a pixel is missing.
-    where : str
-        For the title.
+    lower. Estimate, truth and observed, NaN where a pixel is missing, are (n, 28, 28).
     """
     inputs = {"truth": truth, "optimised": completed(estimate, observed)}
     known = ~np.isnan(observed)
