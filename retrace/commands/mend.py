@@ -322,7 +322,10 @@ def mend_lock(folder: Path) -> list[str]:
     mended = mend_conflict(folder, text) if conflict_in(text) else mend_cut(folder, text)
     if mended is None:
         return []
-    from retrace.pipeline.artifacts import written_whole  # imports torch, which is seldom needed
+    from retrace.pipeline.artifacts import (  # imports torch, which is seldom needed
+        write_text,
+        written_whole,
+    )
 
     line = f"{path}: {mended.words}; as it was: {folder / BROKEN}"
     with written_whole(folder / BROKEN) as temporary:
@@ -330,8 +333,7 @@ def mend_lock(folder: Path) -> list[str]:
     if not mended.entries:
         path.unlink()
         return [f"{line}; removed, since nothing is left of it"]
-    with written_whole(path) as temporary:
-        temporary.write_text(HEADER + "".join(mended.entries.values()), encoding="utf-8")
+    write_text(path, HEADER + "".join(mended.entries.values()))
     return [line]
 
 

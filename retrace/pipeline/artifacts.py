@@ -1,8 +1,10 @@
 """Where artifacts lie and how they are written: whole or not at all, and never as a pickle."""
 
+import csv
 import fcntl
 import hashlib
 import inspect
+import io
 import json
 import os
 import tempfile
@@ -109,11 +111,24 @@ def written_whole(path: Path) -> Iterator[Path]:
         os.close(handle)
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON with sorted keys; NaN and infinity are refused, since JSON has neither."""
-    text = json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n"
+def write_text(path: Path, text: str) -> None:
     with written_whole(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write a CSV, the keys of all rows in its head; a cell without a value is empty."""
+    text = io.StringIO()
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON with sorted keys; NaN and infinity are refused, since JSON has neither."""
+    write_text(path, json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n")
 
 
 def read_json(path: Path) -> Any:

@@ -13,7 +13,7 @@
 A computing stage depends on the one file that it imports, so that drawing is no dependency of it.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
@@ -82,6 +82,12 @@ class Run(NamedTuple):
     name: str
     record: Mapping[str, Any]
     arrays: Arrays
+
+    def snapshots(self) -> Iterator[tuple[int, NDArray[Any]]]:
+        """Steps and what was seen there; nothing of a method without iterations."""
+        if "snapshots" in self.arrays:
+            steps = self.arrays["snapshot_steps"].tolist()
+            yield from zip(steps, self.arrays["snapshots"], strict=True)
 
 
 def read_network(name: str) -> tuple[nn.Module, dict[str, Any]]:

@@ -376,6 +376,17 @@ def tabulated(
     return Table(title, columns, rows, note)
 
 
+def steps_of(
+    title: str, frames: Iterable[NDArray[Any]], captions: Sequence[str], *, alt: str
+) -> Steps:
+    """Images (S, ...) along the iterations, a line each, whose text counts them."""
+    rows = [
+        Strip(f"{i}", images, alt.format(i), captions=captions if i == 1 else ())
+        for i, images in enumerate(frames, start=1)
+    ]
+    return Steps(title, rows, "The numbers count steps.")
+
+
 def best_of(runs: Mapping[str, Scores], values: Mapping[str, float], *, better: Better) -> str:
     """The run with the best value, a trivial one only where there is no other."""
     sign = 1 if better == "lower" else -1

@@ -13,10 +13,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from retrace.git import NoRepository, git
-from retrace.pipeline.artifacts import DATASET, history_path, read_json, record_path
+from retrace.pipeline.artifacts import DATASET, history_path, read_json, record_path, write_text
 from retrace.pipeline.command import Refusal
 from retrace.report import charts, pictures
-from retrace.report.files import write_text
 from retrace.report.model import Section, State
 
 LOCK = Path("dvc.lock")

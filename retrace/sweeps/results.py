@@ -1,14 +1,12 @@
 """The table of a sweep, and its figure."""
 
-import csv
-import io
 import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from retrace.pipeline.artifacts import written_whole
+from retrace.pipeline.artifacts import write_rows, written_whole
 from retrace.pipeline.command import Refusal
 from retrace.sweeps.running import Result
 from retrace.sweeps.trials import Figure, Sweep
@@ -39,13 +37,8 @@ def rows_of(sweep: Sweep, results: Sequence[Result]) -> list[Row]:
 def write_table(path: Path, rows: Sequence[Row]) -> None:
     """Write the rows as CSV; lists as JSON."""
     # Of all rows: a refused trial lacks the metrics, and comes first as well as last.
-    names = dict.fromkeys(key for row in rows for key in row if key != "refused")
-    text = io.StringIO()
-    writer = csv.DictWriter(text, [*names, "refused"], restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({key: shown(value) for key, value in row.items()} for row in rows)
-    with written_whole(path) as temporary:
-        temporary.write_text(text.getvalue(), encoding="utf-8")
+    names = [*dict.fromkeys(key for row in rows for key in row if key != "refused"), "refused"]
+    write_rows(path, [{name: shown(row.get(name, "")) for name in names} for row in rows])
 
 
 def shown(value: Any) -> Any:

@@ -40,8 +40,6 @@ def reconstruct(
         with the lowest final objective is kept.
     seed : int
         Of the draws.
-    callback : function
-        Called before each step and at the end, steps + 1 times.
 
     Returns
     -------

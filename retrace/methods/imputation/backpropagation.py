@@ -56,8 +56,6 @@ def reconstruct(
         sense with noise only.
     seed : int
         Of the noise.
-    callback : function
-        Called before each step and at the end, steps + 1 times.
 
     Returns
     -------

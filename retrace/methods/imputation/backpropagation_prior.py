@@ -49,8 +49,6 @@ def reconstruct(
         G(E(x)); or that plus a Gaussian regression of its residual from known to missing pixels.
     learning_rate : float
         Adam's, in pixel units.
-    callback : function
-        Called before each step and at the end, steps + 1 times.
 
     Returns
     -------

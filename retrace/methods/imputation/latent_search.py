@@ -49,8 +49,6 @@ def reconstruct(
         What the code with the lowest energy decodes to; or the average over starts by exp(−energy).
     seed : int
         Of the starts.
-    callback : function
-        Called before each step and at the end, steps + 1 times.
 
     Returns
     -------

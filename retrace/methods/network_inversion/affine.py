@@ -69,8 +69,6 @@ def reconstruct(
         η, of ``gradient``; half of the first that diverges if it is left out.
     seed : int
         Of the targets that are drawn.
-    callback : function
-        Called before each step and at the end.
 
     Returns
     -------

@@ -61,8 +61,6 @@ def reconstruct(
     beside : mapping, optional
         Of ``range``: the decoder's matrices ``decoder_0``, ``decoder_1``, … (outputs, inputs), from
         the code to the pixels, and ``code`` (d,), the mean code of images.
-    callback : function
-        Called before each step and at the end.
 
     Returns
     -------

@@ -142,17 +142,25 @@ def reconstruct(
         feasible = torch.where(possible, PROVED, DISPROVED)
         iterations = torch.zeros_like(unit)
     else:
-        estimate, feasible, iterations = _by_gradient(
-            values,
-            unit,
-            start,
-            rising=rising,
-            wanted=wanted,
-            relation=relation,
+        level = ~rising
+        estimate, feasible = start.clone(), torch.full_like(unit, UNKNOWN)
+        iterations = torch.full_like(unit, steps)
+        estimate[rising] = ascend(
+            lambda x: values(x, unit[rising]),
+            start[rising],
             steps=steps,
             learning_rate=learning_rate,
+            callback=ignore,
+        )
+        estimate[level], reached, iterations[level] = nearest_by_planes(
+            lambda x: values(x, unit[level]),
+            start[level],
+            wanted=wanted[level],
+            relation=relation[level],
+            steps=steps,
             callback=lambda step, loss, x: callback(step, loss, x.unflatten(1, shape)),
         )
+        feasible[level] = torch.where(reached, PROVED, UNKNOWN)
     return {
         "estimate": estimate.unflatten(1, shape),
         "start": start.unflatten(1, shape),
@@ -163,42 +171,6 @@ def reconstruct(
         "feasible": feasible.to(torch.int8),
         "iterations": iterations,
     }
-
-
-def _by_gradient(
-    values: Values,
-    unit: Tensor,
-    start: Tensor,
-    *,
-    rising: Tensor,
-    wanted: Tensor,
-    relation: Tensor,
-    steps: int,
-    learning_rate: float,
-    callback: Callback,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Images (B, n) of the largest value where it is to rise, and near ones of the wanted value
-    elsewhere; what is known of there being one, (B,); and steps (B,)."""
-    estimate, feasible = start.clone(), torch.full_like(unit, UNKNOWN)
-    iterations = torch.full_like(unit, steps)
-    estimate[rising] = ascend(
-        lambda x: values(x, unit[rising]),
-        start[rising],
-        steps=steps,
-        learning_rate=learning_rate,
-        callback=ignore,
-    )
-    level = ~rising
-    estimate[level], reached, iterations[level] = nearest_by_planes(
-        lambda x: values(x, unit[level]),
-        start[level],
-        wanted=wanted[level],
-        relation=relation[level],
-        steps=steps,
-        callback=callback,
-    )
-    feasible[level] = torch.where(reached, PROVED, UNKNOWN)
-    return estimate, feasible, iterations
 
 
 def _planes(values: Values, unit: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:

@@ -33,6 +33,7 @@ from retrace.report.model import (
     number,
     score,
     scored,
+    steps_of,
     tabulated,
     total_seconds,
     trivial,
@@ -289,13 +290,12 @@ def iterations(
     iterations."""
     taken = arrays["snapshots"][:, position, :WATCHED]  # (S, images, 28, 28)
     captions = ["original", "given", *(str(step) for step in arrays["snapshot_steps"])]
-    rows = []
-    for i in range(taken.shape[1]):
-        frames = [truth[i], observed[i], *(completed(frame, observed[i]) for frame in taken[:, i])]
-        alt = f"test image {i + 1}: original, given, then the completion step by step"
-        rows.append(Strip(f"{i + 1}", np.stack(frames), alt, captions=() if i else captions))
-    note = "The numbers count steps; the first test images."
-    return Steps(f"Along the iterations, {where}", rows, note)
+    frames = [
+        np.stack([truth[i], observed[i], *(completed(frame, observed[i]) for frame in taken[:, i])])
+        for i in range(taken.shape[1])
+    ]
+    alt = "test image {}: original, given, then the completion step by step"
+    return steps_of(f"Along the iterations, {where}", frames, captions, alt=alt)
 
 
 def samples(
@@ -386,7 +386,5 @@ def pictures(run: Run, ground: Ground) -> Iterator[tuple[str, int, Any]]:
 
     for i, mask in enumerate(ground.given["masks"].tolist()):
         yield f"{mask}/completed", 0, picture(run.arrays["estimate"][i], observed[i])
-        if mask == PREFERRED_MASK and "snapshots" in run.arrays:
-            steps = run.arrays["snapshot_steps"].tolist()
-            for step, snapshot in zip(steps, run.arrays["snapshots"], strict=True):
-                yield f"{mask}/iterations", step, picture(snapshot[i], observed[i])
+        for step, snapshot in run.snapshots() if mask == PREFERRED_MASK else ():
+            yield f"{mask}/iterations", step, picture(snapshot[i], observed[i])

@@ -7,12 +7,22 @@ from torch import Tensor
 
 from retrace.measures import identification, quality
 from retrace.pipeline.command import Refusal
-from retrace.problems import BaseScorer, Run, Scores
+from retrace.problems import BaseScorer, Ground, Run, Scores
 from retrace.types import Means
 
 JUDGES = ()
 BASELINE = None
 RANKS = (50, 100, 150)  # how many candidates, by the attack's own ranking, precision looks at
+
+
+def truth_of(ground: Ground, network: str, *, null: bool = True) -> identification.Truth:
+    """Training and held-out images of a network."""
+    return identification.truth_of(
+        ground.split("train"),
+        ground.load(network)[1]["training"],
+        where=f"networks.{network}.training",
+        null=null,
+    )
 
 
 def score_candidates(estimate: Tensor, truth: identification.Truth, *, means: Means) -> Scores:
@@ -116,12 +126,8 @@ class Scorer(BaseScorer):
         """Training and held-out images of a network, and the seconds that it was trained for. Of
         one network at a time: the held-out images are many."""
         if self.known is None or self.known[0] != network:
-            record = self.ground.load(network)[1]
-            where = f"networks.{network}.training"
-            truth = identification.truth_of(
-                self.ground.split("train"), record["training"], where=where
-            )
-            self.known = network, truth, record["seconds"]
+            seconds = self.ground.load(network)[1]["seconds"]
+            self.known = network, truth_of(self.ground, network), seconds
         return self.known[1:]
 
     def __call__(self, run: Run) -> tuple[Scores, Scores]:
