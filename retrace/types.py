@@ -20,8 +20,8 @@ Means = Callable[[dict[str, Tensor]], dict[str, float]]
 """Takes measures (n,) of the same images to their means, each with a 95 % interval."""
 
 Callback = Callable[[int, Tensor, Tensor], None]
-"""What a method calls before each step and at the end, steps + 1 times, with the step from 0 on, the
-loss of each image (B,) and the present estimate (B, 28, 28). Without iterations it does not."""
+"""What a method calls before each step and at the end, steps + 1 times, with the step from 0 on,
+the loss of each image (B,) and the present estimate (B, 28, 28). Without iterations it does not."""
 
 
 class BadInput(ValueError):

@@ -46,14 +46,8 @@ Array = NDArray[Any]
 
 def read_weights(path: Path) -> tuple[nn.Module | dict[str, Tensor], str | None]:
     """A checkpoint, one of the pipeline's or any file of tensors, and the dataset that it was
-    trained on, where the file says so.
-
-    Raises
-    ------
-    Refusal
-        When it is missing, a pickle, in parts, no whole safetensors file, or its weights are no
-        floats of 16 bits and more.
-    """
+    trained on, where the file says so. Refused when it is missing, a pickle, in parts, no whole
+    safetensors file, or its weights are no floats of 16 bits and more."""
     _refuse_parts(path)
     try:
         with safe_open(path, framework="pt") as file:

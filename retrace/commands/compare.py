@@ -107,12 +107,7 @@ class LaidOut(NamedTuple):
 
 def laid_out(revision: str, folder: Path, cache: Path) -> LaidOut:
     """Put the files of a revision into a new folder, as links into DVC's cache and from Git.
-
-    Raises
-    ------
-    Refusal
-        When the revision has no dvc.lock or params.yaml that can be read.
-    """
+    Refused when the revision has no dvc.lock or params.yaml that can be read."""
     contents = {name: shown_at(revision, name) for name in ("dvc.lock", "params.yaml")}
     try:
         lock, params = (parse_yaml(content, name=name) for name, content in contents.items())

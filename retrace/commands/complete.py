@@ -45,13 +45,8 @@ def methods_of(params: Params) -> list[str]:
 def mask_of(name: str, params: Params) -> NDArray[np.bool_]:
     """Which pixels (28, 28) of the converted image are hidden: by a pattern of params.yaml, or by
     the white pixels (luminance from 1/2 on) of an image file. That lies over the 28 x 28 pixels
-    that the network sees, and is scaled to them.
-
-    Raises
-    ------
-    Refusal
-        When there is neither, or the file is not square, hides nothing or hides everything.
-    """
+    that the network sees, and is scaled to them. Refused when there is neither, or the file is not
+    square, hides nothing or hides everything."""
     masks = params.masks
     if name in masks.patterns:
         hidden: NDArray[np.bool_] = missing_pixels(
@@ -82,13 +77,8 @@ def mask_of(name: str, params: Params) -> NDArray[np.bool_]:
 
 def completed_by(name: str, observed: NDArray[Any], params: Params) -> Completion:
     """Fill the missing pixels, NaN, of one image (28, 28) by an imputation run of params.yaml, by
-    its short name.
-
-    Raises
-    ------
-    Refusal
-        When there is no such run, its network is not trained, or its method refuses the image.
-    """
+    its short name. Refused when there is no such run, its network is not trained, or its method
+    refuses the image."""
     known = methods_of(params)
     if name not in known:
         raise Refusal(f"--method {name}: allowed are {', '.join(known)}")

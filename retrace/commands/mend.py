@@ -74,13 +74,8 @@ def read(content: bytes | None) -> str:
 
 
 def asked(folder: Path, revision: str) -> str:
-    """The dvc.lock of a revision; empty where it has none.
-
-    Raises
-    ------
-    Refusal
-        When Git refuses to show it, or, as a `NoRepository`, when there is none to ask.
-    """
+    """The dvc.lock of a revision; empty where it has none. Refused when Git refuses to show it, or,
+    as a `NoRepository`, when there is none to ask."""
     try:
         return read(committed(LOCK, revision=revision, folder=folder))
     except NoRepository:
@@ -129,13 +124,7 @@ def named(names: Iterable[str]) -> str:
 
 def mend_cut(folder: Path, text: str) -> Mended | None:
     """Keep the stages that are whole, take the others from the last commit; None where none is
-    missing.
-
-    Raises
-    ------
-    Refusal
-        When Git refuses to show what the last commit has.
-    """
+    missing. Refused when Git refuses to show what the last commit has."""
     begun = parts(text)
     broken = parsed(text) is None
     source = "the last commit"
@@ -277,14 +266,9 @@ def joined(ours: Entries, theirs: Entries, base: Entries) -> tuple[Entries, str]
 def mend(folder: Path) -> list[str]:
     """Mend dvc.lock and DVC's own lock file in a workspace; give a line for each that was broken.
 
-    The broken dvc.lock stays as .dvc/tmp/dvc.lock.broken.
-
-    Raises
-    ------
-    Refusal
-        When a DVC command is at work there: what it is just writing is not broken; when dvc.yaml or
-        params.yaml holds a merge conflict, which only its author can resolve; when Git refuses to
-        show what is needed.
+    The broken dvc.lock stays as .dvc/tmp/dvc.lock.broken. Refused when a DVC command is at work
+    there: what it is just writing is not broken; when dvc.yaml or params.yaml holds a merge
+    conflict, which only its author can resolve; when Git refuses to show what is needed.
     """
     for name in ("dvc.yaml", "params.yaml"):
         path = folder / name

@@ -94,13 +94,8 @@ class Ink(NamedTuple):
 
 
 def convert(path: Path) -> Converted:
-    """Read an image file and convert it by the rules above.
-
-    Raises
-    ------
-    Refusal
-        When it is missing, no image, broken, larger than Pillow's limit, or blank.
-    """
+    """Read an image file and convert it by the rules above. Refused when it is missing, no image,
+    broken, larger than Pillow's limit, or blank."""
     original = read_image(path)
     values = luminance(original, path=path)
     framed = values.shape != (SIDE, SIDE)
@@ -116,13 +111,8 @@ def convert(path: Path) -> Converted:
 
 
 def read_image(path: Path) -> Image.Image:
-    """The first frame of an image file, the right way up.
-
-    Raises
-    ------
-    Refusal
-        When it is missing, no image, broken, or has more than `PIL.Image.MAX_IMAGE_PIXELS` pixels,
-        which may be a decompression bomb.
+    """The first frame of an image file, the right way up. Refused when it is missing, no image,
+    broken, or has more than `PIL.Image.MAX_IMAGE_PIXELS` pixels, which may be a decompression bomb.
     """
     if path.exists() and not (path.is_file() or path.is_dir()):  # a pipe would be waited for
         raise Refusal(f"{path} is no file; give an image file")
@@ -215,14 +205,8 @@ def is_deep(image: Image.Image) -> bool:
 
 def luminance(image: Image.Image, *, path: Path) -> Floats:
     """Brightness (h, w) in [0, 1] of an image of any mode, transparency composed, its sides at most
-    `LARGEST`.
-
-    Raises
-    ------
-    Refusal
-        When the values have a range that no rule is for: 32-bit integers above 65,535, and floats
-        outside [0, 1].
-    """
+    `LARGEST`. Refused when the values have a range that no rule is for: 32-bit integers above
+    65,535, and floats outside [0, 1]."""
     transparent = image.has_transparency_data and not is_deep(image)
     if is_deep(image):
         values = np.asarray(image).astype(np.float64)

@@ -33,11 +33,11 @@ MIRROR_VARIABLE = "RETRACE_DATA_MIRROR"
 
 
 def fetch(name: str, folder: Path, *, mirrors: Sequence[str]) -> str:
-    """Bring a dataset of torchvision into `folder`, in torchvision's own layout.
+    """Bring a dataset of torchvision into `folder`, in torchvision's own layout. Refused when no
+    source has all four files with the right MD5 sums; names each and its reason.
 
     Parameters
     ----------
-    name : "mnist", "fashion-mnist" or "kmnist"
     folder : Path
         Becomes torchvision's ``root``.
     mirrors : sequence of str
@@ -47,11 +47,6 @@ def fetch(name: str, folder: Path, *, mirrors: Sequence[str]) -> str:
     -------
     str
         The source that delivered.
-
-    Raises
-    ------
-    Refusal
-        When no source has all four files with the right MD5 sums; names each and its reason.
     """
 
     from retrace.data.vision import datasets

@@ -47,6 +47,9 @@ class Found(NamedTuple):
 
 def read_folder(path: Path) -> dict[str, Any]:
     """Read and convert all images of a folder; say on stderr in a line if some are doubtful.
+    Refused when it is missing, no folder, has fewer than 2 labels, a label without images, labels
+    that ``train`` lacks, fewer than 10 images to train with, or a file that is no image (which is
+    named).
 
     Parameters
     ----------
@@ -60,13 +63,6 @@ def read_folder(path: Path) -> dict[str, Any]:
         ``images`` (n, 28, 28) uint8, ``labels`` (n,) uint8, ``part`` (n,) str ("train",
         "validation" or "test"), ``classes`` (k,) str, ``digest``: SHA-256 over all files, each
         with its place in the folder, in order. No path of this machine.
-
-    Raises
-    ------
-    Refusal
-        When it is missing, no folder, has fewer than 2 labels, a label without images, labels that
-        ``train`` lacks, fewer than 10 images to train with, or a file that is no image (which is
-        named).
     """
     where = f"params.yaml: data.path = {str(path)!r}"
     if not path.exists():

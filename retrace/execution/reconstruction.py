@@ -112,7 +112,9 @@ def reconstruct(
     device: str,
     interrupted: Path | None = None,
 ) -> tuple[shards.Arrays, dict[str, Any]]:
-    """Hand observations and a network to the method of a run.
+    """Hand observations and a network to the method of a run. Refused when a setting is wrong, when
+    the network belongs to another run or dataset, when the method refuses its input, or gives an
+    estimate that is not finite.
 
     Parameters
     ----------
@@ -132,12 +134,6 @@ def reconstruct(
         ``loss``, ``snapshots`` and ``snapshot_steps`` (see `shards.merged_watched`).
     record : dict
         How it was made, which goes beside the arrays.
-
-    Raises
-    ------
-    Refusal
-        When a setting is wrong, when the network belongs to another run or dataset, when the method
-        refuses its input, or gives an estimate that is not finite.
     """
     where = f"runs.{name}"
     method = find(f"methods.{entry.problem}", entry.method, where=f"{where}.method").reconstruct

@@ -31,10 +31,7 @@ class Network(nn.Module):
         self.register_buffer("images", torch.zeros(count, 28, 28, dtype=torch.uint8))
 
     def fit(
-        self,
-        training: Split,
-        validation: Split,
-        progress: Progress = unwatched,
+        self, training: Split, validation: Split, progress: Progress = unwatched
     ) -> list[dict[str, float]]:
         """Keep the first `count` of the (n, 28, 28) training images.
 

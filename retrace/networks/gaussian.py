@@ -32,10 +32,7 @@ class Network(nn.Module):
         self.register_buffer("covariance", torch.eye(PIXELS, dtype=torch.float64))
 
     def fit(
-        self,
-        training: Split,
-        validation: Split,
-        progress: Progress = unwatched,
+        self, training: Split, validation: Split, progress: Progress = unwatched
     ) -> list[dict[str, float]]:
         """Take mean and covariance (divided by n) of the (n, 28, 28) training images.
 

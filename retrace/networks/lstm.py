@@ -22,10 +22,7 @@ class Network(Classifier):
     """
 
     def __init__(
-        self,
-        *,
-        hidden: Annotated[int, Field(ge=1)] = 64,
-        classes: Annotated[int, Field(ge=2)] = 10,
+        self, *, hidden: Annotated[int, Field(ge=1)] = 64, classes: Annotated[int, Field(ge=2)] = 10
     ) -> None:
         super().__init__()
         self.lstm = nn.LSTM(SIDE, hidden, batch_first=True)

@@ -18,10 +18,6 @@ from retrace.types import Seed, Split
 class Network(nn.Module):
     """f(x) = W x + b, or its sigmoid.
 
-    Parameters
-    ----------
-    activation : "identity" or "sigmoid"
-
     Attributes
     ----------
     weight : (outputs, inputs) float64

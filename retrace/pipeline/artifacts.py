@@ -246,14 +246,9 @@ def unfilled(architecture: str, arguments: Mapping[str, Any]) -> nn.Module:
 
 def load_checkpoint(path: Path) -> tuple[nn.Module, dict[str, Any]]:
     """The network that a checkpoint describes, in evaluation mode, its weights fixed, and the
-    header: ``network``, ``architecture``, ``arguments``, ``preprocessing`` and ``dataset``.
-
-    Raises
-    ------
-    Refusal
-        When the file is missing, truncated, a pickle, not one of ours, of an architecture that
-        is not here, when its tensors do not fit that architecture, or are not finite.
-    """
+    header: ``network``, ``architecture``, ``arguments``, ``preprocessing`` and ``dataset``. Refused
+    when the file is missing, truncated, a pickle, not one of ours, of an architecture that is not
+    here, when its tensors do not fit that architecture, or are not finite."""
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}

@@ -196,12 +196,8 @@ def parse_yaml(content: bytes, *, name: str) -> Any:
     """What a YAML file, UTF-8, holds for DVC, whose reader this is; the name is for messages.
 
     That is YAML 1.2, where 010 is 10, 1:30 is text and 1e-3 is a number; to PyYAML, which reads
-    YAML 1.1, they are 8, 90 and text.
-
-    Raises
-    ------
-    Refusal
-        When it is not YAML, or a merge conflict stands in it.
+    YAML 1.1, they are 8, 90 and text. Refused when it is not YAML, or a merge conflict stands in
+    it.
     """
     try:
         text = content.decode()

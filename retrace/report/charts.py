@@ -103,13 +103,7 @@ def pixels(chart: Chart) -> NDArray[np.uint8]:
 
 
 def tradeoff(
-    points: Sequence[Point],
-    *,
-    label: str,
-    form: str,
-    unit: str,
-    caption: str,
-    log: bool = True,
+    points: Sequence[Point], *, label: str, form: str, unit: str, caption: str, log: bool = True
 ) -> list[Chart]:
     """Quality against seconds, each run a named point, trivial ones grey; nothing of one run. The
     label says what the values are, the form how one is written, the unit what the seconds are of;

@@ -40,7 +40,6 @@ def reconstruct(
         Has ``decoder_weights()``.
     observed : (B, 28, 28)
         In [0, 1].
-    precision : "float32" or "float64"
     output_clamp : float
         Pixels are clamped to [c, 1 − c] before σ⁻¹.
     hidden_clamp : float

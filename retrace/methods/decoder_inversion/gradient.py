@@ -30,7 +30,6 @@ def reconstruct(
         Has ``decoder_weights()`` and ``encode``.
     observed : (B, 28, 28)
         In [0, 1].
-    precision : "float32" or "float64"
     penalty : float
         λ.
     learning_rate : float

@@ -211,12 +211,7 @@ def by_kind(observed: Tensor, blocks: float, among: float) -> Tensor:
 
 @torch.no_grad()
 def descend(
-    energy: Energy,
-    codes: Tensor,
-    *,
-    steps: int,
-    learning_rate: float,
-    callback: Callback = ignore,
+    energy: Energy, codes: Tensor, *, steps: int, learning_rate: float, callback: Callback = ignore
 ) -> Modes:
     """Lower the energy from codes (K, B, d) with Adam, its step going down to 0 as a cosine.
 

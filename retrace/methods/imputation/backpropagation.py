@@ -44,7 +44,6 @@ def reconstruct(
         An autoencoder: (B, 28, 28) to (B, 28, 28), with the training images' ``mean``.
     observed : (B, 28, 28)
         NaN where a pixel is missing.
-    objective : "known", "whole" or "masked_target"
     start : "zero", "mean" or "noise"
         Initial missing pixels; noise is uniform in [0, 1].
     answer : "input" or "output"

@@ -51,7 +51,6 @@ def reconstruct(
         See `retrace.networks.prior`.
     observed : (B, 28, 28)
         NaN where a pixel is missing.
-    sampler : "importance" or "pseudo_gibbs"
     noise : "none" or "gaussian"
         Samples are decoded codes G(z); or G(z) plus a draw of the residual x − G(z), a Gaussian
         with the training images' moments, given the known pixels.

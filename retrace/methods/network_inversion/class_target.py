@@ -49,7 +49,6 @@ def reconstruct(
         (B, 28, 28) to logits (B, classes).
     observed : (N, 28, 28)
         Images to start from.
-    goal : "nearest", "preferred" or "range"
     images : int, optional
         The first so many observed images, or all of them, each to all classes; of ``nearest``.
     probability : float

@@ -86,7 +86,6 @@ def reconstruct(
         Wanted values before the activation.
     images : int, optional
         The first so many observed images are taken, or all of them, for each unit.
-    solver : "exact" or "gradient"
     steps : int
         Of ``gradient``.
     learning_rate : float

@@ -51,7 +51,6 @@ def reconstruct(
         Images to start from.
     units : list of int
         Units of the LSTM.
-    change : "row" or "image"
     row : int
         t from 0 on.
     images : int, optional

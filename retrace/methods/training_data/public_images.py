@@ -28,7 +28,6 @@ def reconstruct(
         Public images.
     candidates : int
         How many are returned.
-    show : "mean" or "images"
 
     Returns
     -------

@@ -320,14 +320,7 @@ def walk(space: RowSpace, images: Tensor, generator: torch.Generator) -> Tensor:
     return torch.cat([*ended, at])
 
 
-def admm(
-    project: Map,
-    prox: Map,
-    x: Tensor,
-    *,
-    iterations: int,
-    relaxation: float = 1.0,
-) -> Tensor:
+def admm(project: Map, prox: Map, x: Tensor, *, iterations: int, relaxation: float = 1.0) -> Tensor:
     """Alternating direction method of multipliers (Boyd et al. 2011, section 3.1), scaled, with
     ρ = 1 and over-relaxation α (section 3.4.3):
 

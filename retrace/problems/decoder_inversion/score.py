@@ -17,11 +17,7 @@ BASELINE = None
 OFF_RANGE = "off_range"
 # How far the output of a found code may be from that of the true one, in any pixel: the step that
 # the observation was rounded to; for float32 64 of its steps, since every layer rounds.
-ROUNDING = {
-    "on_range_float64": 2.0**-26,
-    "on_range_float32": 2.0**-17,
-    "on_range_uint8": 1 / 255,
-}
+ROUNDING = {"on_range_float64": 2.0**-26, "on_range_float32": 2.0**-17, "on_range_uint8": 1 / 255}
 OPTIMUM = 1.01  # times the best known objective counts as solved
 SATURATED = 0.999  # a hidden unit beyond it keeps less than 0.2 % of its slope
 

@@ -93,12 +93,7 @@ def score(run: Inversion, *, means: Means) -> tuple[Scores, Scores]:
     ``without_target`` counts inputs that were to make an output as large as possible, with
     ``raised_mean``, how much larger it is than at the start. ``distance_mean`` is of the Euclidean
     distances from the start, of reached targets; ``outside_max`` is how far a pixel lies outside
-    [0, 1]; ``iterations_mean`` counts steps.
-
-    Raises
-    ------
-    Refusal
-        When the arrays do not belong together.
+    [0, 1]; ``iterations_mean`` counts steps. Refused when the arrays do not belong together.
     """
     arrays = run.arrays
     estimate, start = (torch.from_numpy(arrays[key]).double() for key in ("estimate", "start"))

@@ -57,11 +57,7 @@ def section(state: State) -> Section:
         with state.noting():
             loaded[name] = inversion_of(Run(name, s, state.arrays(PROBLEM, name)), ground)
     points = [
-        charts.Point(
-            name,
-            1000 * s["seconds"] / s["n"],
-            max(s["relative_error_max"], SMALLEST),
-        )
+        charts.Point(name, 1000 * s["seconds"] / s["n"], max(s["relative_error_max"], SMALLEST))
         for name, s in runs.items()
         if "relative_error_max" in s
     ]
