@@ -84,31 +84,16 @@ def reconstruct(
     for batch in observed.split(BATCH):
         statistics = mixture.conditional_mean(network, batch.flatten(1), penalty=mixture_penalty)
         statistics = statistics.float()
-        decoded = decoded_mean(
-            network, batch, statistics, search=search, samples=samples, generator=generator
+        modes = search.modes(network, batch, statistics, generator)
+        sampled = _latent.importance(
+            modes.energy, _latent.laplace(modes), samples=samples, generator=generator
         )
+        decoded = (modes.decoded().mean() + sampled.mean()) / 2
         decoded = _latent.with_residual(network, batch, decoded, penalty=residual_penalty)
         weight = _latent.by_kind(batch, mixture_blocks, mixture_scattered).unsqueeze(1)
         estimates.append(torch.lerp(decoded, statistics, weight).unflatten(1, (28, 28)))
     threshold = _latent.by_kind(observed, threshold_blocks, threshold_scattered)
     return darkened(torch.cat(estimates), threshold=threshold.view(-1, 1, 1))
-
-
-def decoded_mean(
-    network: _latent.Prior,
-    observed: Tensor,
-    completion: Tensor,
-    *,
-    search: _latent.Search,
-    samples: int,
-    generator: torch.Generator,
-) -> Tensor:
-    """Step 2 of `reconstruct`, (B, 784): half the modes' average, half the posterior's mean."""
-    modes = search.modes(network, observed, completion, generator)
-    sampled = _latent.importance(
-        modes.energy, _latent.laplace(modes), samples=samples, generator=generator
-    )
-    return (modes.decoded().mean() + sampled.mean()) / 2
 
 
 def darkened(estimate: Tensor, *, threshold: Tensor) -> Tensor:

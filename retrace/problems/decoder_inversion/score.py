@@ -77,64 +77,40 @@ def score(
         λ of the run's objective ‖G(z) − x‖² + λ‖z‖².
     network : Module
         In float64.
-    means : function
-        Takes per-image measures to means with intervals.
     """
     truth = network.decode(codes)  # type: ignore[operator]
     observed = torch.from_numpy(observations["observed"])
     scores: Scores = {}
     for i, group in enumerate(observations["groups"].tolist()):
         decoded = network.decode(estimate[i])  # type: ignore[operator]
-        if group == OFF_RANGE:
-            scores[group] = _off_range(
-                estimate[i],
-                decoded,
-                observed[i],
-                optima=optima,
-                penalty=penalty,
-                network=network,
-                means=means,
-            )
+        original = observed[i] if group == OFF_RANGE else truth
+        errors = quality.mse(decoded, original)
+        found: Scores = {**means({"mse": errors, "ssim": quality.ssim(decoded, original)})}
+        scores[group] = found
+        if group != OFF_RANGE:
+            error = (estimate[i] - codes).abs().amax(dim=1)
+            within = (decoded - truth).abs().amax(dim=(1, 2)) <= ROUNDING[group]
+            found |= {
+                "code_error_median": float(error.quantile(0.5)),
+                "code_error_p95": float(error.quantile(0.95)),
+                "code_error_max": float(error.max()),
+                "solved": float(within.double().mean()),
+            }
             continue
-        error = (estimate[i] - codes).abs().amax(dim=1)
-        within = (decoded - truth).abs().amax(dim=(1, 2)) <= ROUNDING[group]
-        scores[group] = {
-            "code_error_median": float(error.quantile(0.5)),
-            "code_error_p95": float(error.quantile(0.95)),
-            "code_error_max": float(error.max()),
-            "solved": float(within.double().mean()),
-            **means({"mse": quality.mse(decoded, truth), "ssim": quality.ssim(decoded, truth)}),
+        encoded = network.decode(network.encode(original)[0])  # type: ignore[operator]
+        norms = estimate[i].norm(dim=1)
+        found |= {
+            "mse_over_encoder": found["mse"] / float(quality.mse(encoded, original).mean()),
+            "norm_median": float(norms.quantile(0.5)),
+            "norm_max": float(norms.max()),
         }
-    return scores
-
-
-def _off_range(
-    estimate: Tensor,
-    decoded: Tensor,
-    images: Tensor,
-    *,
-    optima: Arrays,
-    penalty: float,
-    network: nn.Module,
-    means: Means,
-) -> Scores:
-    errors = quality.mse(decoded, images)
-    encoded = network.decode(network.encode(images)[0])  # type: ignore[operator]
-    scores = means({"mse": errors, "ssim": quality.ssim(decoded, images)})
-    norms = estimate.norm(dim=1)
-    scores |= {
-        "mse_over_encoder": scores["mse"] / float(quality.mse(encoded, images).mean()),
-        "norm_median": float(norms.quantile(0.5)),
-        "norm_max": float(norms.max()),
-    }
-    known = np.flatnonzero(optima["penalties"] == penalty)
-    if len(known):
-        best = torch.from_numpy(optima["objective"][known[0]])
-        pixels = images[0].numel()
-        objective = (errors * pixels + penalty * norms.square())[: len(best)]
-        solved = objective <= OPTIMUM * torch.minimum(best, objective)
-        scores["solved"] = float(solved.double().mean())
-        scores["objective_over_best"] = float(objective.mean() / best.mean())
+        for known in np.flatnonzero(optima["penalties"] == penalty)[:1]:
+            best = torch.from_numpy(optima["objective"][known])
+            pixels = original[0].numel()
+            objective = (errors * pixels + penalty * norms.square())[: len(best)]
+            solved = objective <= OPTIMUM * torch.minimum(best, objective)
+            found["solved"] = float(solved.double().mean())
+            found["objective_over_best"] = float(objective.mean() / best.mean())
     return scores
 
 

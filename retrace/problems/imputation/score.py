@@ -4,60 +4,26 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from retrace.measures import quality, uncertainty
 from retrace.pipeline.artifacts import reconstruction_path
 from retrace.pipeline.command import Refusal
 from retrace.problems import BaseScorer, Run, Scores
-from retrace.types import Means
 
 HEADLINE = ("mse", "psnr", "ssim", "mse_over_ridge", "known_residual", "agreement")
 JUDGES = ("classifier",)
 BASELINE = "ridge"
 
 
-def score_mask(
-    estimate: Tensor,
-    truth: Tensor,
-    *,
-    observed: Tensor,
-    classifier: torch.nn.Module,
-    truth_labels: Tensor,
-    ridge_mse: float | None,
-    means: Means,
-) -> Scores:
-    """Scores of one mask.
+class Scorer(BaseScorer):
+    """Scores under each mask; of a run with samples also what those are worth.
 
     ``mse`` and ``psnr`` over missing pixels only; ``ssim`` and ``agreement`` of the completed
     image, the known pixels pasted in; ``known_residual`` is the MSE on the known pixels before
     they are pasted; ``agreement`` is the share of completed images that the classifier labels as
-    it labels the original.
-
-    Parameters
-    ----------
-    estimate, truth, observed : (n, 28, 28)
-        Observed is NaN where a pixel is missing.
-    truth_labels : (n,)
-        The classifier's labels of the originals.
-    ridge_mse : float, optional
-        Of linear regression on the same images and mask.
+    it labels the original; ``mse_over_ridge`` compares with ridge regression on the same images
+    and mask.
     """
-    missing = observed.isnan()
-    completed = torch.where(missing, estimate.clamp(0, 1), observed)
-
-    measures = {
-        "mse": quality.mse(completed, truth, where=missing),
-        "ssim": quality.ssim(completed, truth),
-        "known_residual": quality.mse(estimate, truth, where=~missing),
-        "agreement": (quality.labels_of(classifier, completed) == truth_labels).double(),
-    }
-    scores = quality.with_psnr(means(measures))
-    return scores if ridge_mse is None else scores | {"mse_over_ridge": scores["mse"] / ridge_mse}
-
-
-class Scorer(BaseScorer):
-    """Scores under each mask; of a run with samples also what those are worth."""
 
     def __init__(self, *given: Any) -> None:
         super().__init__(*given)
@@ -88,29 +54,7 @@ class Scorer(BaseScorer):
                 f"{run.name}: estimate has shape {tuple(estimate.shape)}; "
                 f"{tuple(self.observed.shape)} is expected"
             )
-        ridge = self.baselines.get("ridge_mse", {})
-        masks = {
-            mask: score_mask(
-                estimate[i],
-                self.truth,
-                observed=self.observed[i],
-                classifier=self.classifier,
-                truth_labels=self.truth_labels,
-                ridge_mse=ridge.get(mask),
-                means=self.means,
-            )
-            for i, mask in enumerate(self.masks)
-        }
-        if all(key in run.arrays for key in uncertainty.ARRAYS):
-            for i, mask in enumerate(self.masks):
-                masks[mask] |= uncertainty.score(
-                    *(torch.from_numpy(run.arrays[key][i]) for key in uncertainty.ARRAYS),
-                    truth=self.truth,
-                    observed=self.observed[i],
-                    labels=self.labels,
-                    classifier=self.classifier,
-                    means=self.means,
-                )
+        masks = {mask: self._of_mask(run, i) for i, mask in enumerate(self.masks)}
         # The mean over masks, for `dvc metrics show`: a table that fits on a screen.
         headline = {
             key: float(np.mean([mask[key] for mask in masks.values()]))
@@ -118,3 +62,28 @@ class Scorer(BaseScorer):
             if all(key in mask for mask in masks.values())
         }
         return {"n": len(self.truth), "masks": masks}, headline
+
+    def _of_mask(self, run: Run, i: int) -> Scores:
+        estimate, observed = torch.from_numpy(run.arrays["estimate"][i]), self.observed[i]
+        missing = observed.isnan()
+        completed = torch.where(missing, estimate.clamp(0, 1), observed)
+        labels = quality.labels_of(self.classifier, completed)
+        measures = {
+            "mse": quality.mse(completed, self.truth, where=missing),
+            "ssim": quality.ssim(completed, self.truth),
+            "known_residual": quality.mse(estimate, self.truth, where=~missing),
+            "agreement": (labels == self.truth_labels).double(),
+        }
+        scores: Scores = {**quality.with_psnr(self.means(measures))}
+        if "ridge_mse" in self.baselines:
+            scores["mse_over_ridge"] = scores["mse"] / self.baselines["ridge_mse"][self.masks[i]]
+        if all(key in run.arrays for key in uncertainty.ARRAYS):
+            scores |= uncertainty.score(
+                *(torch.from_numpy(run.arrays[key][i]) for key in uncertainty.ARRAYS),
+                truth=self.truth,
+                observed=observed,
+                labels=self.labels,
+                classifier=self.classifier,
+                means=self.means,
+            )
+        return scores
