@@ -46,21 +46,10 @@ class Truth(NamedTuple):
 def truth_of(split: Split, training: Mapping[str, Any], *, where: str, null: bool = True) -> Truth:
     """Take the training images of a network from the training split, all others for the null.
 
-    Parameters
-    ----------
-    training : dict
-        The network's ``training`` section, of which the keys in `CHOICE` are used.
-    where : str
-        Path of that section, for the message.
-    null : bool
-        Without it no image is held out, which takes no time.
-
-    Returns
-    -------
-    Truth
-        Of "parity", the null is the whole split but the training images and their near-duplicates.
-        Coloured images are drawn, not taken from the split: another draw of n is held out, which
-        may be the same images.
+    The keys in `CHOICE` are read from its ``training`` section, whose path is `where`; without the
+    null no image is held out, which takes no time. Of "parity", the null is the whole split but the
+    training images and their near-duplicates. Coloured images are drawn, not taken from the split:
+    another draw of n is held out, which may be the same images.
 
     Raises
     ------
@@ -165,22 +154,12 @@ def near_duplicates(
 
 
 def correlations(candidates: Tensor, images: Tensor, *, mean: Tensor | None) -> Tensor:
-    """Normalised cross-correlation (NCC) of every candidate with every image.
+    """Normalised cross-correlation (NCC) of candidates (K, ...) with images (n, d): (K, n) float64,
+    cosines in [-1, 1]; 0 where nothing is left of an image after the subtraction.
 
-    Parameters
-    ----------
-    candidates : (K, d) or (K, ...)
-        Flattened here.
-    images : (n, d)
-    mean : (d,), optional
-        The public mean image, which is subtracted from both: what is left is what tells one digit
-        from another. Without it, each image's own scalar mean is subtracted: the usual NCC, which
-        a blurred mean image already raises.
-
-    Returns
-    -------
-    (K, n) float64
-        Cosines in [-1, 1]; 0 where nothing is left of an image after the subtraction.
+    The public mean image (d,) is subtracted from both: what is left is what tells one digit from
+    another. Without it, each image's own scalar mean is subtracted: the usual NCC, which a blurred
+    mean image already raises.
     """
 
     def directions(rows: Tensor) -> Tensor:

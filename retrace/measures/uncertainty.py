@@ -52,8 +52,6 @@ def score(
         The true digits.
     classifier : Module
         (B, 28, 28) to logits.
-    means : function
-        Takes per-image measures to means with intervals.
     """
     parts = [
         _measures(*part, classifier=classifier)

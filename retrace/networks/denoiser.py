@@ -49,23 +49,13 @@ class Network(nn.Module):
     precision : "float32" or "bfloat16"
         Of the products of F's matrices, all else being float32. Without instructions for it,
         bfloat16 is slow.
-
-    Attributes
-    ----------
-    mean_image : (28, 28) float32
-        Of the training images.
-    basis : (784, 784) float32
-        Orthonormal principal components as columns, the largest first.
-    variances : (784,) float32
-        Of the coordinates, squared pixel units.
-    remaining : (LEVELS, 784) float32
-        Mean squared error of D in each coordinate as a share of the linear denoiser's, measured on
-        validation images, at noise levels evenly spaced in log σ from `LOWEST` to `HIGHEST`.
     """
 
-    mean_image: Tensor
-    basis: Tensor
-    variances: Tensor
+    mean_image: Tensor  # (28, 28) float32, of the training images
+    basis: Tensor  # (784, 784) float32, orthonormal components as columns, the largest first
+    variances: Tensor  # (784,) float32, of the coordinates, squared pixel units
+    # (LEVELS, 784) float32: mean squared error of D in each coordinate as a share of the linear
+    # denoiser's, measured on validation images, at `LEVELS` from `LOWEST` to `HIGHEST`.
     remaining: Tensor
 
     def __init__(

@@ -12,19 +12,9 @@ from retrace.types import BadInput, Split
 
 
 class Network(nn.Module):
-    """The first training images, in 8 bits.
+    """The first `count` training images, in 8 bits."""
 
-    Parameters
-    ----------
-    count : int
-        Number of images.
-
-    Attributes
-    ----------
-    images : (count, 28, 28) uint8
-    """
-
-    images: Tensor
+    images: Tensor  # (count, 28, 28) uint8
 
     def __init__(self, *, count: Annotated[int, Field(ge=1, le=60000)] = 10000) -> None:
         super().__init__()

@@ -15,16 +15,10 @@ PIXELS = 28 * 28
 
 
 class Network(nn.Module):
-    """Gaussian over images, fitted in closed form.
+    """Gaussian over images, fitted in closed form."""
 
-    Attributes
-    ----------
-    mean : (784,) float64
-    covariance : (784, 784) float64
-    """
-
-    mean: Tensor
-    covariance: Tensor
+    mean: Tensor  # (784,) float64
+    covariance: Tensor  # (784, 784) float64
 
     def __init__(self) -> None:
         super().__init__()

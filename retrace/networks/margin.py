@@ -329,26 +329,19 @@ def gradient_factors(
 
 
 def kkt_measures(network: Network, images: Tensor, signs: Tensor) -> dict[str, float]:
-    """How near the weights are to a KKT point of the maximum-margin problem. In float64.
+    """How near the weights are to a KKT point of the maximum-margin problem, for images (n, *shape)
+    and signs (n,). In float64.
 
     The Gram matrix of the gradients of f is the sum over layers of the elementwise product of two
     Gram matrices, of the activations and of the deltas; with Euler's identity
     <theta, grad f> = L f (L layers), the best dual variables are a non-negative least squares
     problem of the size of the training set.
 
-    Parameters
-    ----------
-    network, images, signs
-        See `gradient_factors`.
-
-    Returns
-    -------
-    dict
-        ``smallest_margin`` (logits), ``normalised_margin`` (divided by |theta|^L), ``norm``
-        (|theta|), ``stationarity_residual`` (|theta - sum lambda_i y_i grad f(x_i)| / |theta| with
-        the best lambda >= 0), ``complementary_slackness`` (mean of margin / smallest - 1, weighted
-        by lambda), ``support_vectors`` ((sum lambda)^2 / sum lambda^2), ``training_error``, and of
-        each layer ``rank_<layer>``, the number of singular values above 1e-4 of the largest.
+    Gives ``smallest_margin`` (logits), ``normalised_margin`` (divided by |theta|^L), ``norm``
+    (|theta|), ``stationarity_residual`` (|theta - sum lambda_i y_i grad f(x_i)| / |theta| with
+    the best lambda >= 0), ``complementary_slackness`` (mean of margin / smallest - 1, weighted
+    by lambda), ``support_vectors`` ((sum lambda)^2 / sum lambda^2), ``training_error``, and of
+    each layer ``rank_<layer>``, the number of singular values above 1e-4 of the largest.
     """
     from scipy.optimize import nnls  # here: it takes 0.4 s
 

@@ -45,28 +45,17 @@ class Network(Variational):
         K of the mixture.
     axes : int
         p, the principal components that the mixture describes.
-
-    Attributes
-    ----------
-    mean : (28, 28) float32
-        Of the training images.
-    covariance, residual_covariance : (784, 784) float64
-        Of the training images x, and of x - G(E(x)), E being the mean of the encoder.
-    residual_mean : (784,) float64
-    basis : (784, p) float64
-        Orthonormal principal components, the largest first.
-    weights, means, covariances : (K,), (K, p), (K, p, p) float64
-        The mixture in the coordinates of `basis`, the mean image subtracted.
     """
 
-    mean: Tensor
-    covariance: Tensor
-    residual_mean: Tensor
-    residual_covariance: Tensor
-    basis: Tensor
-    weights: Tensor
-    means: Tensor
-    covariances: Tensor
+    mean: Tensor  # (28, 28) float32, of the training images x; all else in float64
+    covariance: Tensor  # (784, 784)
+    residual_mean: Tensor  # (784,), of x - G(E(x)), E being the mean of the encoder
+    residual_covariance: Tensor  # (784, 784)
+    basis: Tensor  # (784, p), orthonormal principal components, the largest first
+    # The mixture in the coordinates of `basis`, the mean image subtracted.
+    weights: Tensor  # (K,)
+    means: Tensor  # (K, p)
+    covariances: Tensor  # (K, p, p)
 
     def __init__(
         self,

@@ -62,14 +62,9 @@ def needed(problem: str, source: str) -> set[str]:
 class Observations(NamedTuple):
     """What a problem gives to methods, and what it keeps from them.
 
-    Attributes
-    ----------
-    given : dict
-        ``observed``, which a method takes; ``dataset``; ``each``, whether every observation has an
-        answer of its own, so that they may be solved in parts; and what else methods may use or
-        what names the observations (``masks``, ``groups``).
-    truth : dict
-        What only scores see.
+    Given are ``observed``, which a method takes; ``dataset``; ``each``, whether every observation
+    has an answer of its own, so that they may be solved in parts; and what else methods may use or
+    what names the observations (``masks``, ``groups``).
     """
 
     given: Arrays
@@ -97,25 +92,12 @@ def read_network(name: str) -> tuple[nn.Module, dict[str, Any]]:
 
 @dataclass
 class Ground:
-    """What a problem is observed from and scored on. Files are read when they are asked for.
-
-    Attributes
-    ----------
-    problem : str
-    source : str
-        Path of what the problem is observed from, beside the test images; see params.yaml.
-    split : function
-        Of "train", "validation" or "test".
-    load : function
-        A network in evaluation mode, and the record of its training, by its name.
-    read : function
-        Arrays of a file, by its path.
-    """
+    """What a problem is observed from and scored on. Files are read when they are asked for."""
 
     problem: str
-    source: str = ""
-    split: Callable[[str], Split] = read_split
-    load: Callable[[str], tuple[nn.Module, dict[str, Any]]] = read_network
+    source: str = ""  # path of what it is observed from, beside the test images; see params.yaml
+    split: Callable[[str], Split] = read_split  # of "train", "validation" or "test"
+    load: Callable[[str], tuple[nn.Module, dict[str, Any]]] = read_network  # by a network's name
     read: Callable[[Path], Arrays] = read_arrays
 
     @cached_property

@@ -118,20 +118,9 @@ def rendered(
     missing: Mapping[str, Sequence[str]] | None = None,
     parameters: Sequence[tuple[str, str, str]] = (),
 ) -> str:
-    """The page as HTML.
-
-    Parameters
-    ----------
-    facts : list of (name, value)
-        Of the provenance.
-    seconds : list of (stage, seconds, ...)
-    states : (str, str), optional
-        Names of the two states of a comparison.
-    missing : dict of list of str, optional
-        By state, what could not be shown.
-    parameters : list of (path, value, value)
-        That differ in a comparison.
-    """
+    """The page as HTML: facts are (name, value), seconds (stage, seconds, ...). Of a comparison
+    also the names of the two states, by state what is missing, and parameters (path, value, value)
+    that differ."""
     template = environment().get_template("page.html")
     files = (TEMPLATES / name for name in ("page.css", "page.js"))
     style, script = (file.read_text(encoding="utf-8") for file in files)

@@ -86,22 +86,13 @@ class RowSpace:
         return torch.cat([centred, centred.new_ones(len(centred), 1)], dim=1)
 
     def projection(self, strength: float, duals: Tensor, weight: float) -> Map:
-        """To the nearest point of the row space, small coordinates and no known image preferred.
+        """To the nearest point of the row space, small coordinates and no known image preferred: a
+        function in float32, by two thin factors where they hold fewer numbers than their product.
 
         argmin over z, z b = 1, of |z V_pixels - v|^2 + strength sum (z_k / s_k)^2 + weight |D z|^2
-        for v less the mean is affine in v.
-
-        Parameters
-        ----------
-        strength : float
-            Of the penalty on coordinates that the weights determine weakly (s_k = S_k / S_1).
-        duals : (k, r)
-            D: the rows read the share of each known image from the coordinates.
-
-        Returns
-        -------
-        function
-            In float32; by two thin factors where they hold fewer numbers than their product.
+        for v less the mean is affine in v. The strength is of the penalty on coordinates that the
+        weights determine weakly (s_k = S_k / S_1); the rows of D, the duals (k, r), read the share
+        of each known image from the coordinates.
         """
         pixels, ones = self.basis[:, :-1], self.basis[:, -1]
         normal = pixels @ pixels.T + (strength / self.spread**2).diag() + weight * duals.T @ duals

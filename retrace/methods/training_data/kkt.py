@@ -144,20 +144,9 @@ def reconstruct(
 
 
 def homogeneous_layers(network: nn.Module) -> tuple[list[Tensor], Tensor]:
-    """Read the weights of a homogeneous binary ReLU network, or say why it is not one.
-
-    Parameters
-    ----------
-    network : Module
-        ``layers``, a ModuleList of at least two Linear, the first with a bias, the others
-        without, the last with one output; ``mean`` (d,) and ``shape`` of the input.
-
-    Returns
-    -------
-    weights : list of (n_l, n_{l-1})
-        n_0 = d and n_L = 1; detached.
-    bias : (n_1,)
-        Of the first layer.
+    """The weights (n_l, n_{l-1}), n_0 = d and n_L = 1, and the first bias (n_1,) of a homogeneous
+    binary ReLU network: ``layers``, a ModuleList of at least two Linear, the first with a bias, the
+    others without, the last with one output; ``mean`` (d,) and ``shape`` of the input.
 
     Raises
     ------
@@ -269,19 +258,9 @@ def extract(
 ) -> Extracted:
     """Draw x and λ, and lower `unexplained` by gradient descent with momentum.
 
-    Parameters
-    ----------
-    candidates, multiplier_rate, steps, seed
-        See `reconstruct`.
-    watch : function
-        Called with the step 0..steps, the loss () and x (m, d), which it must not keep.
-
-    Returns
-    -------
-    x : (m, d)
-        Candidates, the mean image subtracted; the first half has the label +1.
-    multipliers : (m,)
-    loss : ()
+    Gives candidates x (m, d), the mean image subtracted, the first half of which has the label +1;
+    multipliers (m,); and the loss. `watch` is called with the step 0..steps, the loss () and x,
+    which it must not keep.
 
     Raises
     ------

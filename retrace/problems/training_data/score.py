@@ -50,8 +50,6 @@ def score_candidates(estimate: Tensor, truth: identification.Truth, *, means: Me
         Candidates in [0, 1], best first by the attack's own ranking; K may be 0.
     truth : Truth
         n training and m held-out images.
-    means : function
-        Takes per-image measures to means with intervals.
     """
     images, n = truth.images, len(truth.images)
     candidates = estimate.flatten(1)
