@@ -346,10 +346,10 @@ def lock_sum(commit: str) -> str:
     return f"sha256 {hashlib.sha256(shown_at(commit, 'dvc.lock')).hexdigest()}"
 
 
-def options(parser: argparse.ArgumentParser) -> None:
+def arguments(parser: argparse.ArgumentParser) -> None:
     for name in NAMES:
         parser.add_argument(name.lower(), metavar=name, help=f"Git revision {name}")
 
 
 if __name__ == "__main__":
-    run(main, arguments=options)
+    run(main, arguments=arguments)

@@ -107,7 +107,7 @@ def convert(path: Path) -> Converted:
     if framed and ndimage.distance_transform_edt(np.pad(image > 0.5, 1)).max() > SOLID:
         doubts += ("it is a patch rather than strokes",)
     bytes_ = np.rint(image * 255).astype(np.uint8)
-    return Converted(bytes_, found.inverted, framed, shown(original, values), doubts)
+    return Converted(bytes_, found.inverted, framed, as_rgb(original, values), doubts)
 
 
 def read_image(path: Path) -> Image.Image:
@@ -439,7 +439,7 @@ def frame(ink: Floats) -> Floats:
     return framed
 
 
-def shown(image: Image.Image, values: Floats) -> Image.Image:
+def as_rgb(image: Image.Image, values: Floats) -> Image.Image:
     """An image of any mode as RGB for a picture, transparency on white; its brightness `values`
     (h, w) where its own numbers would all look black."""
     if image.has_transparency_data and not is_deep(image):

@@ -38,10 +38,10 @@ def write_table(path: Path, rows: Sequence[Row]) -> None:
     """Write the rows as CSV; lists as JSON."""
     # Of all rows: a refused trial lacks the metrics, and comes first as well as last.
     names = [*dict.fromkeys(key for row in rows for key in row if key != "refused"), "refused"]
-    write_rows(path, [{name: shown(row.get(name, "")) for name in names} for row in rows])
+    write_rows(path, [{name: written(row.get(name, "")) for name in names} for row in rows])
 
 
-def shown(value: Any) -> Any:
+def written(value: Any) -> Any:
     """A value of a table or a label."""
     if isinstance(value, float):
         return f"{value:.6g}"
@@ -56,7 +56,7 @@ class Values:
         self.rows = [{**row, None: ""} for row in rows]
         self.numbers = {k for k in keys if all(isinstance(row[k], int | float) for row in rows)}
         for row in self.rows:
-            row |= {key: str(shown(row[key])) for key in keys if key not in self.numbers}
+            row |= {key: str(written(row[key])) for key in keys if key not in self.numbers}
 
     def __getitem__(self, key: str | None) -> list[Any]:
         """Values of a key, none twice: numbers by size, others as they come."""
@@ -151,7 +151,7 @@ def _draw_panel(
             axes.set_xscale("log")
             axes.xaxis.set_minor_formatter("")
         if len(order) <= WIDE:
-            axes.set_xticks(order, [str(shown(value)) for value in order])
+            axes.set_xticks(order, [str(written(value)) for value in order])
             axes.minorticks_off()
     return lines
 
@@ -162,4 +162,4 @@ def short(key: str) -> str:
 
 
 def label(key: str, value: Any) -> str:
-    return f"{short(key)} {shown(value)}"
+    return f"{short(key)} {written(value)}"

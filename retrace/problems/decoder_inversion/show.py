@@ -73,7 +73,7 @@ def section(state: State) -> Section:
     ]
     pictures: list[Strip] = []
     with state.noting():
-        pictures, more = shown(state, runs, best=best, nearest=next(iter(by_mse)))
+        pictures, more = pictured(state, runs, best=best, nearest=next(iter(by_mse)))
         blocks += more
     found = runs[best][EXACT]
     greys = [name for name, s in runs.items() if trivial(s)]
@@ -167,7 +167,7 @@ def decoded(network: nn.Module, codes: NDArray[Any]) -> NDArray[Any]:
     return images
 
 
-def shown(
+def pictured(
     state: State, runs: dict[str, Scores], *, best: str, nearest: str
 ) -> tuple[list[Strip], list[Block]]:
     """Pictures of the first screen; gallery by kind of image, and strips along iterations."""

@@ -69,7 +69,7 @@ def section(state: State) -> Section:
     pictures: list[Strip] = []
     more: list[Block] = []
     with state.noting():
-        pictures, more, intervals = shown(state, runs, masks, best=best)
+        pictures, more, intervals = pictured(state, runs, masks, best=best)
         for name, (low, high) in intervals.items():
             runs[name] |= {"mse_low": low, "mse_high": high}
     note = f"{len(masks)} masks, {runs[best]['n']} test images under each"
@@ -205,7 +205,7 @@ def calibration(runs: Mapping[str, Scores]) -> Chart:
     )
 
 
-def shown(
+def pictured(
     state: State, runs: Mapping[str, Scores], masks: list[str], *, best: str
 ) -> tuple[list[Strip], list[Block], Intervals]:
     """Pictures of the first screen; gallery, and strips of samples and along iterations; intervals
