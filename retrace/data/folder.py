@@ -7,7 +7,7 @@
 
 The subfolders' names, sorted as text, become the labels 0, 1, ... Beside `train` there may be
 `test`, `validation` (or `valid`, `val`, `dev`) or both. Every file is converted as
-stages/conversion.py says. Archives are not unpacked.
+retrace/data/conversion.py says. Archives are not unpacked.
 """
 
 import hashlib

@@ -186,18 +186,10 @@ def progress_bar(label: str, *, total: int, shown: bool = True) -> Iterator[tupl
 def merged_watched(watched: list[Watched], parts: list[list[int]], *, groups: int) -> Arrays:
     """Loss and snapshots of whole groups, as if there were one shard.
 
-    Parameters
-    ----------
-    watched : list of Watched
-        Of each shard. One that stopped early stays what it was at its last step.
-    parts : list of list of int
-        Images in each part of each shard; parts follow each other as the groups do.
-
-    Returns
-    -------
-    dict
-        ``loss`` (steps, groups) float32, ``snapshots`` (S, groups, 8, ...), or as many as there are
-        at every step, ``snapshot_steps`` (S,); empty for a method that has no iterations.
+    Of what was watched in each shard, one that stopped early staying what it was at its last step,
+    and the numbers of images in each part of each, which follow each other as the groups do:
+    ``loss`` (steps, groups) float32, ``snapshots`` (S, groups, 8, ...), or as many as there are at
+    every step, ``snapshot_steps`` (S,); empty for a method that has no iterations.
     """
     steps = max(len(one.losses) for one in watched)
     if not steps:

@@ -38,15 +38,13 @@ def training_set(
     Parameters
     ----------
     split : (images, labels)
-        (N, 28, 28) in [0, 1] and (N,) int64: the training split.
+        The training split.
     examples : "parity" or "colours"
         Odd digits against even ones; or pure red against pure blue images of 3 x 8 x 8.
     labels : "correct" or "random"
         Random labels are a control: the network then learns no rule, only these images.
-    per_class : int
-        Images of each class.
-    offset : int
-        The first image of each class.
+    per_class, offset : int
+        Images of each class, and the first of them.
     seed : int
         Of the random labels.
 

@@ -57,24 +57,16 @@ def nearest_by_planes(
     steps: int,
     callback: Callback,
 ) -> Descent:
-    """A point of [0, 1]ⁿ near the start whose output is the wanted one, for all rows at once.
+    """A point of [0, 1]ⁿ near the start (B, n) whose output is the wanted one, for all rows at
+    once.
 
-    In each step the output is replaced by its tangent plane, for which the nearest point in the
-    box is known exactly: seen from the present point, which leads to the wanted output quickly, and
-    in every third step also from the start, which takes back what was not needed. Both are mixed by
-    their distances (the fast adaptive boundary attack of Croce & Hein 2020, arXiv 1907.02044). The
-    nearest point that gave the wanted output is kept: a local optimum, not certainly the nearest.
-
-    Parameters
-    ----------
-    function : function
-        (B, n) to (B,), differentiable.
-    start : (B, n) float64
-        In the box.
-    wanted, relation : (B,)
-        See `_nearest.nearest`.
-    callback : function
-        Called before each step and at the end with what is left of the error and the point.
+    In each step the output of the function, (B, n) to (B,), is replaced by its tangent plane, for
+    which the nearest point in the box is known exactly (see `_nearest.nearest`): seen from the
+    present point, which leads to the wanted output quickly, and in every third step also from the
+    start, which takes back what was not needed. Both are mixed by their distances (the fast
+    adaptive boundary attack of Croce & Hein 2020, arXiv 1907.02044). The nearest point that gave
+    the wanted output is kept: a local optimum, not certainly the nearest. The callback is called
+    with what is left of the error and the point.
     """
     x = start
     best, closest = start, torch.full_like(wanted, torch.inf)

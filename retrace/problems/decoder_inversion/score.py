@@ -53,30 +53,17 @@ def score(
     network: nn.Module,
     means: Means,
 ) -> Scores:
-    """Scores of each group of images, codes and images compared in float64.
+    """Scores of each group of images by its name, codes and images compared in float64.
 
-    On the decoder's range: ``code_error_median``, ``_p95`` and ``_max`` of ‖z − ẑ‖∞; ``mse`` and
-    ``ssim`` of G(ẑ) against G(z), which the observation was rounded from; ``solved``, the share
-    whose G(ẑ) is G(z) within that rounding in every pixel.
+    On the decoder's range: ``code_error_median``, ``_p95`` and ``_max`` of ‖z − ẑ‖∞, the estimate
+    being (groups, n, d) and the true codes (n, d); ``mse`` and ``ssim`` of G(ẑ) against G(z), which
+    the observation was rounded from; ``solved``, the share whose G(ẑ) is G(z) within that rounding
+    in every pixel.
 
     Off it: ``mse`` and ``ssim`` of G(ẑ) against the image; ``mse_over_encoder``, to the mean MSE of
     the encoder's means; ``norm_median`` and ``norm_max`` of ẑ; ``solved``, the share of the images
     with a known best objective that are within 1 % of it, left out where none is known for this
-    penalty.
-
-    Parameters
-    ----------
-    estimate : (groups, n, d) float64
-    observations : dict
-        ``observed`` (groups, n, 28, 28) and ``groups``.
-    codes : (n, d) float64
-        The true codes of the images on the range.
-    optima : dict
-        ``penalties`` (P,) and ``objective`` (P, images), of the first images off the range.
-    penalty : float
-        λ of the run's objective ‖G(z) − x‖² + λ‖z‖².
-    network : Module
-        In float64.
+    penalty λ: the optima are ``penalties`` (P,) and ``objective`` (P, images), of the first images.
     """
     truth = network.decode(codes)  # type: ignore[operator]
     observed = torch.from_numpy(observations["observed"])
