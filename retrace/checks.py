@@ -21,8 +21,7 @@ from retrace.problems import names, needed, part
 
 
 def check_place(folder: Path) -> None:
-    """Refuse a path of the repository that DVC and MLflow cannot work in, however one writes it:
-    any but a few will do."""
+    """Refuse a path of the repository that DVC and MLflow cannot work in, however one writes it."""
     path = str(folder)
     if any("\udc80" <= c <= "\udcff" for c in path):  # Python's stand-ins for other bytes
         raise Refusal(f"the path {path!r:.200} is not UTF-8, as DVC and MLflow want; rename it")
