@@ -80,8 +80,7 @@ class Sweep(NamedTuple):
 
 def check_sweeps(params: Params) -> None:
     """Check every trial of every sweep as params.yaml itself; refused on the first thing that is
-    wrong.
-    """
+    wrong."""
     for name in params.sweeps:
         sweep_of(params, name)
 

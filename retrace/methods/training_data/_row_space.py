@@ -110,8 +110,7 @@ class RowSpace:
     def patterns(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What candidates (m, d) switch on: [x - mean, 1] (m, d + 1); cosines (m, units) between
         them and the live units; and whether the second layer's units that push up, and down, are
-        active (m, 2).
-        """
+        active (m, 2)."""
         extended = self.extended(images)
         inputs = extended @ self.rows.T
         cosines = inputs[:, self.live] / self.lengths / extended.norm(dim=1, keepdim=True)
