@@ -24,7 +24,7 @@ from retrace.pipeline.artifacts import read_json, written_whole
 from retrace.pipeline.command import INTERRUPTED, Refusal
 from retrace.pipeline.params import load
 from retrace.report.pictures import COLOURS
-from retrace.sweeps.results import short, shown
+from retrace.sweeps.results import short, written
 from retrace.sweeps.running import Result, make
 from retrace.sweeps.trials import expand
 
@@ -103,7 +103,7 @@ def measure(name: str, section: dict[str, Any], *, limit: int | None) -> Points:
     sweep = sweep._replace(trials=sweep.trials[:limit])
     points = {}
     for trial, result in zip(sweep.trials, make(sweep, params, name=name)[0], strict=True):
-        label = ", ".join(f"{short(key)} = {shown(value)}" for key, value in trial.values.items())
+        label = ", ".join(f"{short(key)} = {written(value)}" for key, value in trial.values.items())
         for run in sweep.runs:
             points[f"{run}: {label}"] = point_of(result, run, trial.values)
     return points
@@ -156,7 +156,9 @@ def draw(panels: list[Points]) -> None:
     figure, grid = pyplot.subplots(2, 3, figsize=(9, 5.2), layout="constrained", sharey=True)
     for axes, (title, changes), points in zip(grid.flat, DRIVERS.items(), panels, strict=True):
         found = [point for point in points.values() if "failed" not in point]
-        labels = [str(shown(point["values"][f"{SMALL}.{next(iter(changes))}"])) for point in found]
+        labels = [
+            str(written(point["values"][f"{SMALL}.{next(iter(changes))}"])) for point in found
+        ]
         for count, of, colour, label in (
             ("null_matched", "null_n", "#999999", "held-out images"),
             ("matched", "n", COLOURS[0], "training images"),

@@ -16,19 +16,8 @@ def main() -> None:
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name in ("-h", "--help"):
         lines = [f"  {command:<10}{does}" for command, does in COMMANDS.items()]
-        print(
-            "\n".join(
-                [
-                    USAGE,
-                    "",
-                    "What went in? Reconstruct inputs of neural networks.",
-                    "",
-                    *lines,
-                    "",
-                    "retrace COMMAND --help says more.",
-                ]
-            )
-        )
+        print(USAGE, "What went in? Reconstruct inputs of neural networks.", sep="\n\n")
+        print("", *lines, "", "retrace COMMAND --help says more.", sep="\n")
     elif name == "--version":
         print(f"retrace {__version__}")
     elif name not in COMMANDS:

@@ -21,13 +21,7 @@ from retrace.problems import names, needed, part
 
 
 def check_place(folder: Path) -> None:
-    """Check that the path of the repository is one that DVC and MLflow can work in: any but a few.
-
-    Raises
-    ------
-    Refusal
-        Where they cannot, however one writes it.
-    """
+    """Refuse a path of the repository that DVC and MLflow cannot work in, however one writes it."""
     path = str(folder)
     if any("\udc80" <= c <= "\udcff" for c in path):  # Python's stand-ins for other bytes
         raise Refusal(f"the path {path!r:.200} is not UTF-8, as DVC and MLflow want; rename it")
@@ -36,13 +30,8 @@ def check_place(folder: Path) -> None:
 
 
 def check_all(params: Params) -> None:
-    """Check every section against the function that it will be handed to.
-
-    Raises
-    ------
-    Refusal
-        On the first thing that is wrong.
-    """
+    """Check every section against the function that it will be handed to; refused on the first
+    thing that is wrong."""
     chosen(params.device)
     check_networks(params.networks)
     check_problems(params)
@@ -87,16 +76,13 @@ def check_runs(params: Params) -> dict[str, RunEntry]:
     whole = {}
     for name, entry in params.runs.items():
         where = f"runs.{name}"
-        if entry.problem not in params.problems:
-            allowed = ", ".join(params.problems)
-            raise Refusal(
-                f"params.yaml: {where}.problem = {shown(entry.problem)}: allowed are {allowed}"
-            )
-        if entry.network not in params.networks:
-            allowed = ", ".join(params.networks)
-            raise Refusal(
-                f"params.yaml: {where}.network = {shown(entry.network)}: allowed are {allowed}"
-            )
+        sections: dict[str, Mapping[str, object]]
+        sections = {"problem": params.problems, "network": params.networks}
+        for key, known in sections.items():
+            if (value := getattr(entry, key)) not in known:
+                raise Refusal(
+                    f"params.yaml: {where}.{key} = {shown(value)}: allowed are {', '.join(known)}"
+                )
         module = find(f"methods.{entry.problem}", entry.method, where=f"{where}.method")
         settings = bind(module.reconstruct, entry.settings, where=f"{where}.settings", given=GIVEN)
         whole[name] = entry.model_copy(update={"settings": settings})

@@ -12,15 +12,7 @@ class NoRepository(Refusal):
 
 
 def git(*arguments: str, folder: Path = Path(), given: str = "") -> bytes:
-    """What a Git command prints.
-
-    Parameters
-    ----------
-    *arguments : str
-    folder : Path
-        Where it runs.
-    given : str
-        What it reads.
+    """What a Git command, run in a folder and given some text, prints.
 
     Raises
     ------

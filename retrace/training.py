@@ -1,25 +1,16 @@
 """Train a network as its entry of params.yaml says."""
 
 import time
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 
 from retrace.networks._training import train
 from retrace.pipeline.device import announce, computing_on, described, matmul_precision
 from retrace.pipeline.params import NetworkEntry, bind, find, refused
-from retrace.types import BadInput
-
-Split = tuple[Tensor, Tensor]  # images (n, 28, 28) and labels (n,)
-
-
-class Trained(NamedTuple):
-    """A network, and the record of its training, which goes beside the checkpoint."""
-
-    network: nn.Module
-    record: dict[str, Any]
+from retrace.types import BadInput, Split
 
 
 def train_network(
@@ -30,23 +21,11 @@ def train_network(
     *,
     device: torch.device,
     dataset: str,
-) -> Trained:
+) -> tuple[nn.Module, dict[str, Any]]:
     """Build a network and train it: by epochs of Adam, or by its own `fit` where it has one.
 
-    Parameters
-    ----------
-    name : str
-    entry : NetworkEntry
-    training, validation : (images, labels)
-    device : device
-    dataset : str
-        Its name, for the record.
-
-    Returns
-    -------
-    Trained
-        The record holds all values of arguments and training, those too that the entry leaves to
-        their defaults.
+    Gives the network and the record of its training, which goes beside the checkpoint: with all
+    values of arguments and training, those too that the entry leaves to their defaults.
 
     Raises
     ------
@@ -99,7 +78,7 @@ def train_network(
         "parameters": sum(tensor.numel() for tensor in network.state_dict().values()),
         "epochs": history,
     }
-    return Trained(network, record)
+    return network, record
 
 
 def best_of(record: dict[str, Any]) -> str:

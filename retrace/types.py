@@ -13,9 +13,15 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Precision = Literal["float32", "mixed"]
 """What products of float32 matrices may be rounded to: see `retrace.pipeline.device`."""
 
+Split = tuple[Tensor, Tensor]
+"""Images (n, 28, 28) float32 in [0, 1] and labels (n,) int64."""
+
+Means = Callable[[dict[str, Tensor]], dict[str, float]]
+"""Takes measures (n,) of the same images to their means, each with a 95 % interval."""
+
 Callback = Callable[[int, Tensor, Tensor], None]
-"""What a method calls after each step, with the step from 0 on, the loss of each image (B,) and
-the present estimate (B, 28, 28)."""
+"""What a method calls before each step and at the end, steps + 1 times, with the step from 0 on,
+the loss of each image (B,) and the present estimate (B, 28, 28). Without iterations it does not."""
 
 
 class BadInput(ValueError):

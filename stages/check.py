@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from retrace.checks import check_all, check_place, left_over
-from retrace.pipeline.artifacts import written_whole
+from retrace.pipeline.artifacts import write_text
 from retrace.pipeline.command import run
 from retrace.pipeline.params import load
 from retrace.sweeps.trials import check_sweeps
@@ -19,8 +19,7 @@ def main() -> None:
         path.unlink()
         print(f"{path} belongs to nothing in params.yaml any more and was removed")
     # The same bytes whatever the parameters are, so that no later stage reruns for it.
-    with written_whole(Path("data/checked")) as temporary:
-        temporary.write_text("params.yaml was checked\n", encoding="utf-8")
+    write_text(Path("data/checked"), "params.yaml was checked\n")
 
 
 if __name__ == "__main__":

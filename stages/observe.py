@@ -1,9 +1,9 @@
 """Make the observations of a problem, and apart from them the truth."""
 
 from retrace.pipeline.artifacts import observed_path, truth_path, write_arrays
-from retrace.pipeline.command import Refusal, run
+from retrace.pipeline.command import run
 from retrace.pipeline.device import chosen, computing_on
-from retrace.pipeline.params import bind, load
+from retrace.pipeline.params import bind, entry_of, load
 from retrace.problems import Ground, part
 
 
@@ -11,9 +11,7 @@ def main(name: str) -> None:
     """Write data/observed/<problem>.npz, which methods see, and data/truth/<problem>.npz, which
     only scores see."""
     params = load()
-    if name not in params.problems:
-        raise Refusal(f"problems.{name}: unknown; allowed are {', '.join(params.problems)}")
-    entry = params.problems[name]
+    entry = entry_of(params.problems, name, section="problems")
     observe = part(name, "observe").observe
     settings = bind(observe, entry.settings, where=f"problems.{name}.settings")
     with computing_on(chosen(params.device)):

@@ -11,17 +11,15 @@ from retrace.pipeline.artifacts import (
     write_arrays,
     write_json,
 )
-from retrace.pipeline.command import Refusal, run
-from retrace.pipeline.params import load
+from retrace.pipeline.command import run
+from retrace.pipeline.params import entry_of, load
 
 
 def main(name: str) -> None:
     """Run one reconstruction of params.yaml and write data/reconstructions/<problem>/<run>.npz and
     .json."""
     params = load()
-    if name not in params.runs:
-        raise Refusal(f"runs.{name}: unknown; allowed are {', '.join(params.runs)}")
-    entry = params.runs[name]
+    entry = entry_of(params.runs, name, section="runs")
     network, header = load_checkpoint(checkpoint_path(entry.network))
     observations = read_arrays(observed_path(entry.problem))
     arrays, record = reconstruct(

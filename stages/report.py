@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from retrace.pipeline.artifacts import history_path, read_json
+from retrace.pipeline.artifacts import history_path, read_json, write_rows, write_text
 from retrace.pipeline.command import run
 from retrace.problems.sections import present_state, sections
-from retrace.report.files import markdown, summary, write_rows, write_section, write_text
+from retrace.report.files import markdown, summary, write_section
 from retrace.report.model import Table
 
 FOLDER = Path("metrics/report")

@@ -12,8 +12,8 @@ from retrace.pipeline.artifacts import (
     reconstruction_path,
     write_json,
 )
-from retrace.pipeline.command import Refusal, run
-from retrace.pipeline.params import load
+from retrace.pipeline.command import run
+from retrace.pipeline.params import entry_of, load
 from retrace.problems import Ground, Run, part
 
 IDENTITY = ("dataset", "problem", "method", "network", "seconds")
@@ -23,8 +23,7 @@ def main(name: str) -> None:
     """Score every run of a problem into metrics/<problem>/<run>.json, and its headline into
     metrics/headline/<problem>/<run>.json."""
     params = load()
-    if name not in params.problems:
-        raise Refusal(f"problems.{name}: unknown; allowed are {', '.join(params.problems)}")
+    entry_of(params.problems, name, section="problems")
     scoring = params.scoring
     means = partial(means_with_intervals, resamples=scoring.resamples, seed=scoring.seed)
     folder = reconstruction_path(name, "").parent

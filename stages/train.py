@@ -8,27 +8,23 @@ from retrace.pipeline.artifacts import (
     split_path,
     write_json,
 )
-from retrace.pipeline.command import Refusal, run
+from retrace.pipeline.command import run
 from retrace.pipeline.device import chosen
-from retrace.pipeline.params import load
+from retrace.pipeline.params import entry_of, load
 from retrace.training import best_of, train_network
 
 
 def main(name: str) -> None:
     """Train one network and write its checkpoint and history to models/."""
     params = load()
-    entry = params.networks.get(name)
-    if entry is None:
-        raise Refusal(f"networks.{name}: unknown; allowed are {', '.join(params.networks)}")
-    trained = train_network(
+    network, record = train_network(
         name,
-        entry,
+        entry_of(params.networks, name, section="networks"),
         read_split("train"),
         read_split("validation"),
         device=chosen(params.device),
         dataset=dataset_of(split_path("train")),
     )
-    network, record = trained
     kept = {key: record[key] for key in ("architecture", "arguments", "dataset")}
     save_checkpoint(network, name=name, **kept)
     write_json(history_path(name), record)

@@ -45,20 +45,9 @@ Array = NDArray[Any]
 
 
 def read_weights(path: Path) -> tuple[nn.Module | dict[str, Tensor], str | None]:
-    """A checkpoint: one of the pipeline's, or any file of tensors.
-
-    Returns
-    -------
-    weights : Module or dict of Tensor
-    dataset : str or None
-        That it was trained on, where the file says so.
-
-    Raises
-    ------
-    Refusal
-        When it is missing, a pickle, in parts, no whole safetensors file, or its weights are no
-        floats of 16 bits and more.
-    """
+    """A checkpoint, one of the pipeline's or any file of tensors, and the dataset that it was
+    trained on, where the file says so. Refused when it is missing, a pickle, in parts, no whole
+    safetensors file, or its weights are no floats of 16 bits and more."""
     _refuse_parts(path)
     try:
         with safe_open(path, framework="pt") as file:
@@ -115,13 +104,8 @@ def _refuse_parts(path: Path) -> None:
 
 
 def read_images(path: Path, *, option: str) -> dict[str, Array]:
-    """The array of an .npy as ``images``, or ``images`` and perhaps ``held_out`` of an .npz.
-
-    Raises
-    ------
-    Refusal
-        When the file cannot be read or has no images.
-    """
+    """The array of an .npy as ``images``, or ``images`` and perhaps ``held_out`` of an .npz;
+    refused where the file cannot be read or has no images."""
     where = f"{option} {path}"
     if not path.is_file():
         raise Refusal(f"{where}: there is no such file")
@@ -142,14 +126,8 @@ def read_images(path: Path, *, option: str) -> dict[str, Array]:
 
 
 def validation_images(dataset: str | None) -> Array:
-    """The pipeline's validation images (m, 28, 28), which no network is trained on.
-
-    Raises
-    ------
-    Refusal
-        When there are none, or they are of another dataset than the classifier's, where that is
-        known.
-    """
+    """The pipeline's validation images (m, 28, 28), which no network is trained on; refused where
+    there are none, or they are of another dataset than the classifier's, where that is known."""
     path = split_path("validation")
     if not path.exists():
         raise Refusal(
@@ -167,12 +145,7 @@ def validation_images(dataset: str | None) -> Array:
 
 def settings_of(name: str, params: Params) -> dict[str, Any]:
     """Settings of a run of `sparse_span`, by its short name; public images are not used here.
-
-    Raises
-    ------
-    Refusal
-        When there is no such run.
-    """
+    Refused where there is no such run."""
     prefix = "training_data-"
     runs = {
         key.removeprefix(prefix): entry.settings

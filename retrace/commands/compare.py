@@ -55,13 +55,7 @@ Merged = TypeVar("Merged")
 
 
 def shown_at(revision: str, path: str) -> bytes:
-    """A file as a revision has it.
-
-    Raises
-    ------
-    Refusal
-        When the revision has no such file.
-    """
+    """A file as a revision has it; refused where it has none."""
     content = committed(path, revision=revision)
     if content is None:
         raise Refusal(f"{revision} has no {path}")
@@ -69,13 +63,7 @@ def shown_at(revision: str, path: str) -> bytes:
 
 
 def commit_of(revision: str) -> str:
-    """The commit that a revision names.
-
-    Raises
-    ------
-    Refusal
-        When it names none, or Git cannot be asked.
-    """
+    """The commit that a revision names; refused where it names none, or Git cannot be asked."""
     git("rev-parse", "--git-dir")  # refused where there is no repository, or Git does not read it
     try:
         if revision.startswith("-"):
@@ -110,39 +98,16 @@ def differences(before: Any, after: Any, path: str = "") -> list[tuple[str, str,
 
 
 class LaidOut(NamedTuple):
-    """A revision whose files lie in a folder.
+    """A revision whose files lie in a folder."""
 
-    Attributes
-    ----------
-    state : State
-        Which forgives missing files.
-    sums : list of str
-        Of the images, which tell whether two states show the same.
-    params : dict
-        The whole params.yaml.
-    """
-
-    state: State
-    sums: list[str]
-    params: dict[str, Any]
+    state: State  # which forgives missing files
+    sums: list[str]  # of the images, which tell whether two states show the same
+    params: dict[str, Any]  # the whole params.yaml
 
 
 def laid_out(revision: str, folder: Path, cache: Path) -> LaidOut:
-    """Put the files of a revision into a folder, as links into the cache and from Git.
-
-    Parameters
-    ----------
-    revision : str
-    folder : Path
-        Made here.
-    cache : Path
-        Of DVC.
-
-    Raises
-    ------
-    Refusal
-        When the revision has no dvc.lock or params.yaml that can be read.
-    """
+    """Put the files of a revision into a new folder, as links into DVC's cache and from Git.
+    Refused when the revision has no dvc.lock or params.yaml that can be read."""
     contents = {name: shown_at(revision, name) for name in ("dvc.lock", "params.yaml")}
     try:
         lock, params = (parse_yaml(content, name=name) for name, content in contents.items())
@@ -381,10 +346,10 @@ def lock_sum(commit: str) -> str:
     return f"sha256 {hashlib.sha256(shown_at(commit, 'dvc.lock')).hexdigest()}"
 
 
-def options(parser: argparse.ArgumentParser) -> None:
+def arguments(parser: argparse.ArgumentParser) -> None:
     for name in NAMES:
         parser.add_argument(name.lower(), metavar=name, help=f"Git revision {name}")
 
 
 if __name__ == "__main__":
-    run(main, arguments=options)
+    run(main, arguments=arguments)

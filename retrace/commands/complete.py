@@ -43,23 +43,10 @@ def methods_of(params: Params) -> list[str]:
 
 
 def mask_of(name: str, params: Params) -> NDArray[np.bool_]:
-    """Which pixels of the converted image are hidden.
-
-    Parameters
-    ----------
-    name : str
-        A pattern of params.yaml, or an image file: its white pixels (luminance from 1/2 on) are
-        hidden. It lies over the 28 x 28 pixels that the network sees, and is scaled to them.
-
-    Returns
-    -------
-    (28, 28) bool
-
-    Raises
-    ------
-    Refusal
-        When there is neither, or the file is not square, hides nothing or hides everything.
-    """
+    """Which pixels (28, 28) of the converted image are hidden: by a pattern of params.yaml, or by
+    the white pixels (luminance from 1/2 on) of an image file. That lies over the 28 x 28 pixels
+    that the network sees, and is scaled to them. Refused when there is neither, or the file is not
+    square, hides nothing or hides everything."""
     masks = params.masks
     if name in masks.patterns:
         hidden: NDArray[np.bool_] = missing_pixels(
@@ -89,20 +76,9 @@ def mask_of(name: str, params: Params) -> NDArray[np.bool_]:
 
 
 def completed_by(name: str, observed: NDArray[Any], params: Params) -> Completion:
-    """Fill the missing pixels of one image by a run of params.yaml.
-
-    Parameters
-    ----------
-    name : str
-        Short name of an imputation run.
-    observed : (28, 28) float32
-        NaN where a pixel is missing.
-
-    Raises
-    ------
-    Refusal
-        When there is no such run, its network is not trained, or its method refuses the image.
-    """
+    """Fill the missing pixels, NaN, of one image (28, 28) by an imputation run of params.yaml, by
+    its short name. Refused when there is no such run, its network is not trained, or its method
+    refuses the image."""
     known = methods_of(params)
     if name not in known:
         raise Refusal(f"--method {name}: allowed are {', '.join(known)}")
@@ -171,14 +147,8 @@ def _laid_out(rows: Sequence[Sequence[Panel]], *, title: str) -> Image.Image:
 
 
 def check_target(path: Path, *, sources: Sequence[Path], suffix: str) -> None:
-    """Refuse what cannot be written before any work is done.
-
-    Raises
-    ------
-    Refusal
-        When the name ends otherwise, its folder is missing or not writable, it is a folder, or one
-        of the sources.
-    """
+    """Refuse what cannot be written before any work is done: a name that ends otherwise, one whose
+    folder is missing or not writable, a folder, or one of the sources."""
     if path.suffix.lower() != suffix:
         raise Refusal(f"--out {path}: a name that ends in {suffix} is needed")
     if not path.parent.is_dir():

@@ -31,13 +31,8 @@ def answer(name: str) -> None:
 
 
 def described(name: str) -> argparse.ArgumentParser | None:
-    """The parser of a module, or None where the module runs no command.
-
-    Raises
-    ------
-    NameError
-        When its arguments need more than constants.
-    """
+    """The parser of a module, or None where the module runs no command; a NameError where its
+    arguments need more than constants."""
     spec = find_spec(name)
     if spec is None or spec.origin is None:
         return None

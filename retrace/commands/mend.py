@@ -74,13 +74,8 @@ def read(content: bytes | None) -> str:
 
 
 def asked(folder: Path, revision: str) -> str:
-    """The dvc.lock of a revision; empty where it has none.
-
-    Raises
-    ------
-    Refusal
-        When Git refuses to show it, or, as a `NoRepository`, when there is none to ask.
-    """
+    """The dvc.lock of a revision; empty where it has none. Refused when Git refuses to show it, or,
+    as a `NoRepository`, when there is none to ask."""
     try:
         return read(committed(LOCK, revision=revision, folder=folder))
     except NoRepository:
@@ -129,13 +124,7 @@ def named(names: Iterable[str]) -> str:
 
 def mend_cut(folder: Path, text: str) -> Mended | None:
     """Keep the stages that are whole, take the others from the last commit; None where none is
-    missing.
-
-    Raises
-    ------
-    Refusal
-        When Git refuses to show what the last commit has.
-    """
+    missing. Refused when Git refuses to show what the last commit has."""
     begun = parts(text)
     broken = parsed(text) is None
     source = "the last commit"
@@ -277,14 +266,9 @@ def joined(ours: Entries, theirs: Entries, base: Entries) -> tuple[Entries, str]
 def mend(folder: Path) -> list[str]:
     """Mend dvc.lock and DVC's own lock file in a workspace; give a line for each that was broken.
 
-    The broken dvc.lock stays as .dvc/tmp/dvc.lock.broken.
-
-    Raises
-    ------
-    Refusal
-        When a DVC command is at work there: what it is just writing is not broken; when dvc.yaml or
-        params.yaml holds a merge conflict, which only its author can resolve; when Git refuses to
-        show what is needed.
+    The broken dvc.lock stays as .dvc/tmp/dvc.lock.broken. Refused when a DVC command is at work
+    there: what it is just writing is not broken; when dvc.yaml or params.yaml holds a merge
+    conflict, which only its author can resolve; when Git refuses to show what is needed.
     """
     for name in ("dvc.yaml", "params.yaml"):
         path = folder / name
@@ -322,7 +306,10 @@ def mend_lock(folder: Path) -> list[str]:
     mended = mend_conflict(folder, text) if conflict_in(text) else mend_cut(folder, text)
     if mended is None:
         return []
-    from retrace.pipeline.artifacts import written_whole  # imports torch, which is seldom needed
+    from retrace.pipeline.artifacts import (  # imports torch, which is seldom needed
+        write_text,
+        written_whole,
+    )
 
     line = f"{path}: {mended.words}; as it was: {folder / BROKEN}"
     with written_whole(folder / BROKEN) as temporary:
@@ -330,8 +317,7 @@ def mend_lock(folder: Path) -> list[str]:
     if not mended.entries:
         path.unlink()
         return [f"{line}; removed, since nothing is left of it"]
-    with written_whole(path) as temporary:
-        temporary.write_text(HEADER + "".join(mended.entries.values()), encoding="utf-8")
+    write_text(path, HEADER + "".join(mended.entries.values()))
     return [line]
 
 

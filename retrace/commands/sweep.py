@@ -7,7 +7,7 @@ from retrace.checks import check_all
 from retrace.pipeline.artifacts import DATASET, read_json, split_path
 from retrace.pipeline.command import Refusal, run
 from retrace.pipeline.params import load
-from retrace.sweeps.results import Row, draw, rows_of, shown, write_table
+from retrace.sweeps.results import Row, draw, rows_of, write_table, written
 from retrace.sweeps.running import Result, make
 from retrace.sweeps.trials import Sweep, sweep_of
 
@@ -48,7 +48,7 @@ def publish(
         numbers = row.keys() - trial.values.keys()
         trials.append(
             {
-                "values": {key: shown(value) for key, value in trial.values.items()},
+                "values": {key: written(value) for key, value in trial.values.items()},
                 "metrics": {k: float(row[k]) for k in numbers if isinstance(row[k], int | float)},
                 **{key: result[key] for key in ("trial", "started", "seconds", "refused")},
             }

@@ -76,27 +76,13 @@ Floats = NDArray[np.floating[Any]]
 
 
 class Converted(NamedTuple):
-    """An image as a network sees it.
+    """An image as a network sees it."""
 
-    Attributes
-    ----------
-    image : (28, 28) uint8
-        White on black.
-    inverted : bool
-        Whether the file was dark on light.
-    framed : bool
-        Whether it was scaled and centred; False where the file has 28 x 28 pixels.
-    original : PIL image, RGB
-        What the file shows, for a picture beside it.
-    doubts : tuple of str
-        Why the image may not be what the file shows.
-    """
-
-    image: NDArray[np.uint8]
-    inverted: bool
-    framed: bool
-    original: Image.Image
-    doubts: tuple[str, ...]
+    image: NDArray[np.uint8]  # (28, 28), white on black
+    inverted: bool  # whether the file was dark on light
+    framed: bool  # whether it was scaled and centred; False where the file has 28 x 28 pixels
+    original: Image.Image  # RGB, what the file shows, for a picture beside it
+    doubts: tuple[str, ...]  # why the image may not be what the file shows
 
 
 class Ink(NamedTuple):
@@ -108,13 +94,8 @@ class Ink(NamedTuple):
 
 
 def convert(path: Path) -> Converted:
-    """Read an image file and convert it by the rules above.
-
-    Raises
-    ------
-    Refusal
-        When it is missing, no image, broken, larger than Pillow's limit, or blank.
-    """
+    """Read an image file and convert it by the rules above. Refused when it is missing, no image,
+    broken, larger than Pillow's limit, or blank."""
     original = read_image(path)
     values = luminance(original, path=path)
     framed = values.shape != (SIDE, SIDE)
@@ -126,17 +107,12 @@ def convert(path: Path) -> Converted:
     if framed and ndimage.distance_transform_edt(np.pad(image > 0.5, 1)).max() > SOLID:
         doubts += ("it is a patch rather than strokes",)
     bytes_ = np.rint(image * 255).astype(np.uint8)
-    return Converted(bytes_, found.inverted, framed, shown(original, values), doubts)
+    return Converted(bytes_, found.inverted, framed, as_rgb(original, values), doubts)
 
 
 def read_image(path: Path) -> Image.Image:
-    """The first frame of an image file, the right way up.
-
-    Raises
-    ------
-    Refusal
-        When it is missing, no image, broken, or has more than `PIL.Image.MAX_IMAGE_PIXELS` pixels,
-        which may be a decompression bomb.
+    """The first frame of an image file, the right way up. Refused when it is missing, no image,
+    broken, or has more than `PIL.Image.MAX_IMAGE_PIXELS` pixels, which may be a decompression bomb.
     """
     if path.exists() and not (path.is_file() or path.is_dir()):  # a pipe would be waited for
         raise Refusal(f"{path} is no file; give an image file")
@@ -229,20 +205,8 @@ def is_deep(image: Image.Image) -> bool:
 
 def luminance(image: Image.Image, *, path: Path) -> Floats:
     """Brightness (h, w) in [0, 1] of an image of any mode, transparency composed, its sides at most
-    `LARGEST`.
-
-    Parameters
-    ----------
-    image : PIL image
-    path : Path
-        For the message.
-
-    Raises
-    ------
-    Refusal
-        When the values have a range that no rule is for: 32-bit integers above 65,535, and floats
-        outside [0, 1].
-    """
+    `LARGEST`. Refused when the values have a range that no rule is for: 32-bit integers above
+    65,535, and floats outside [0, 1]."""
     transparent = image.has_transparency_data and not is_deep(image)
     if is_deep(image):
         values = np.asarray(image).astype(np.float64)
@@ -271,13 +235,7 @@ def luminance(image: Image.Image, *, path: Path) -> Floats:
 
 def framed_ink(values: Floats, *, path: Path) -> Ink:
     """The ink of (28, 28) pixels: as they are where the ground is black, inverted where it is
-    white, else by `find_ink`.
-
-    Raises
-    ------
-    Refusal
-        When the image is blank.
-    """
+    white, else by `find_ink`; refused where they are blank."""
     if np.ptp(values) < CONTRAST:
         raise Refusal(f"{path} is blank: all of its pixels are alike")
     ground = round(float(np.median(rim(values))), 6)
@@ -287,20 +245,8 @@ def framed_ink(values: Floats, *, path: Path) -> Ink:
 
 
 def find_ink(values: Floats, *, path: Path) -> Ink:
-    """What is drawn on a sheet of paper, and nothing else that the picture shows.
-
-    Parameters
-    ----------
-    values : (h, w) in [0, 1]
-        Brightness.
-    path : Path
-        For the message.
-
-    Raises
-    ------
-    Refusal
-        When the sheet is blank.
-    """
+    """What is drawn on a sheet of paper of some brightness (h, w), and nothing else that the
+    picture shows; refused where the sheet is blank."""
     blank = Refusal(
         f"{path} is blank: nothing stands out from its paper, shade and noise; a digit needs some "
         "paper around it"
@@ -473,18 +419,8 @@ def are_apart(boxes: NDArray[np.int64], energy: Floats) -> bool:
 
 
 def frame(ink: Floats) -> Floats:
-    """Scale ink to 20 x 20 and centre it in 28 x 28.
-
-    Parameters
-    ----------
-    ink : (h, w) in [0, 1]
-        Not blank.
-
-    Returns
-    -------
-    (28, 28) in [0, 1]
-        The brightest pixel is 1.
-    """
+    """Scale ink (h, w), which is not blank, to 20 x 20 and centre it in (28, 28); the brightest
+    pixel becomes 1."""
     rows, columns = (np.flatnonzero((ink > INK).any(axis=axis)) for axis in (1, 0))
     ink = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     longer = max(ink.shape)
@@ -503,7 +439,7 @@ def frame(ink: Floats) -> Floats:
     return framed
 
 
-def shown(image: Image.Image, values: Floats) -> Image.Image:
+def as_rgb(image: Image.Image, values: Floats) -> Image.Image:
     """An image of any mode as RGB for a picture, transparency on white; its brightness `values`
     (h, w) where its own numbers would all look black."""
     if image.has_transparency_data and not is_deep(image):

@@ -33,26 +33,9 @@ MIRROR_VARIABLE = "RETRACE_DATA_MIRROR"
 
 
 def fetch(name: str, folder: Path, *, mirrors: Sequence[str]) -> str:
-    """Bring a dataset of torchvision into `folder`, in torchvision's own layout.
-
-    Parameters
-    ----------
-    name : "mnist", "fashion-mnist" or "kmnist"
-    folder : Path
-        Becomes torchvision's ``root``.
-    mirrors : sequence of str
-        Folders or URLs that come before torchvision's mirrors.
-
-    Returns
-    -------
-    str
-        The source that delivered.
-
-    Raises
-    ------
-    Refusal
-        When no source has all four files with the right MD5 sums; names each and its reason.
-    """
+    """Bring a dataset of torchvision into `folder`, which becomes its ``root``, from folders or
+    URLs (`mirrors`) or else from torchvision's mirrors; give the source that delivered. Refused
+    when none has all four files with the right MD5 sums; names each and its reason."""
 
     from retrace.data.vision import datasets
 

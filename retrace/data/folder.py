@@ -47,6 +47,9 @@ class Found(NamedTuple):
 
 def read_folder(path: Path) -> dict[str, Any]:
     """Read and convert all images of a folder; say on stderr in a line if some are doubtful.
+    Refused when it is missing, no folder, has fewer than 2 labels, a label without images, labels
+    that ``train`` lacks, fewer than 10 images to train with, or a file that is no image (which is
+    named).
 
     Parameters
     ----------
@@ -60,13 +63,6 @@ def read_folder(path: Path) -> dict[str, Any]:
         ``images`` (n, 28, 28) uint8, ``labels`` (n,) uint8, ``part`` (n,) str ("train",
         "validation" or "test"), ``classes`` (k,) str, ``digest``: SHA-256 over all files, each
         with its place in the folder, in order. No path of this machine.
-
-    Raises
-    ------
-    Refusal
-        When it is missing, no folder, has fewer than 2 labels, a label without images, labels that
-        ``train`` lacks, fewer than 10 images to train with, or a file that is no image (which is
-        named).
     """
     where = f"params.yaml: data.path = {str(path)!r}"
     if not path.exists():
@@ -121,13 +117,8 @@ def read_folder(path: Path) -> dict[str, Any]:
 
 
 def find_images(path: Path, *, where: str) -> list[Found]:
-    """The files of a folder of images in order: by part, label and name.
-
-    Raises
-    ------
-    Refusal
-        When a label has none, or `where` it lies has parts but none to train with.
-    """
+    """The files of a folder of images in order: by part, label and name; refused where a label has
+    none, or `where` it lies has parts but none to train with."""
     folders = [entry for entry in entries(path) if entry.is_dir()]
     parts = [(PARTS.get(folder.name.lower(), ""), folder) for folder in folders]
     if not folders or not all(part for part, _ in parts):
@@ -165,15 +156,8 @@ def spelled(path: Path) -> str:
 
 
 def check_classes(count: int, arguments: dict[str, dict[str, Any]]) -> None:
-    """Refuse networks that have fewer outputs than there are labels, before they are trained.
-
-    Parameters
-    ----------
-    count : int
-        Labels.
-    arguments : dict
-        Of every network of params.yaml.
-    """
+    """Refuse networks, by their arguments in params.yaml, that have fewer outputs than there are
+    labels, before they are trained."""
     for name, given in arguments.items():
         if given.get("classes", count) < count:
             raise Refusal(

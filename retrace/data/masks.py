@@ -11,24 +11,8 @@ from retrace.types import SIDE
 
 
 def drawn(masks: Masks, *, available: int) -> dict[str, NDArray[Any]]:
-    """All masks of params.yaml, as data/masks.npz holds them.
-
-    Parameters
-    ----------
-    masks : Masks
-    available : int
-        Test images that there are.
-
-    Returns
-    -------
-    dict
-        ``missing`` (masks, n, 28, 28) bool and ``masks``, their names.
-
-    Raises
-    ------
-    Refusal
-        When more images are wanted than there are.
-    """
+    """All masks of params.yaml, as data/masks.npz holds them: ``missing`` (masks, n, 28, 28) bool
+    and ``masks``, their names. Refused where there are not as many test images available."""
     if masks.images > available:
         raise Refusal(
             f"params.yaml: masks.images = {masks.images}: allowed are 1 to {available}, the "
@@ -42,19 +26,8 @@ def drawn(masks: Masks, *, available: int) -> dict[str, NDArray[Any]]:
 
 
 def missing_pixels(pattern: Mask, *, count: int, seed: int) -> NDArray[np.bool_]:
-    """Which pixels of `count` images are missing.
-
-    Parameters
-    ----------
-    pattern : Rectangle, EveryNthRow or RandomPixels
-    count : int
-    seed : int
-        Of random pixels, which are drawn for each image anew; every image misses equally many.
-
-    Returns
-    -------
-    (count, 28, 28) bool
-    """
+    """Which pixels of `count` images are missing, (count, 28, 28). Random pixels are drawn for each
+    image anew; every image misses equally many."""
     missing = np.zeros((count, SIDE, SIDE), dtype=bool)
     if isinstance(pattern, Rectangle):
         (top, bottom), (left, right) = pattern.rows, pattern.columns

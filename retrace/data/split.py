@@ -48,21 +48,14 @@ def read_raw(name: str) -> Raw:
 
 def split(training: Arrays, test: Arrays | None, *, validation: float | Arrays, seed: int) -> Parts:
     """Draw the validation set and the test set, where they do not come along, by a seeded
-    permutation.
+    permutation; given ones keep their order.
 
     Parameters
     ----------
     training, test : (images, labels)
-        (n, 28, 28) and (n,) uint8. A given test set keeps its order.
+        (n, 28, 28) and (n,) uint8.
     validation : float or (images, labels)
-        Share of the training images that are held out for validation, or a given validation set,
-        which keeps its order.
-    seed : int
-
-    Returns
-    -------
-    dict
-        ``train``, ``validation`` and ``test``, each with ``images`` and ``labels``.
+        A share of the training images, or a given validation set.
     """
     images, labels = training
     order = np.random.default_rng(seed).permutation(len(images))
@@ -77,13 +70,7 @@ def split(training: Arrays, test: Arrays | None, *, validation: float | Arrays, 
 
 
 def split_raw(data: Data) -> Parts:
-    """Split what lies in data/raw/ as params.yaml says.
-
-    Raises
-    ------
-    Refusal
-        When a part would be empty.
-    """
+    """Split what lies in data/raw/ as params.yaml says; refused where a part would be empty."""
     raw = read_raw(data.name)
     validation = raw.validation or data.validation
     parts = split(raw.training, raw.test, validation=validation, seed=data.seed)

@@ -72,18 +72,10 @@ def gpus() -> float:
 def run(function: Callable[[Task], Result], tasks: Sequence[Task]) -> Iterator[tuple[int, Result]]:
     """Call a function on each task and yield each task's position with its result, as they come.
 
-    Parameters
-    ----------
-    function : function
-        Of a module, since workers import it; an exception of it is raised here.
-    tasks : sequence
-        Of what can be pickled: arrays, not tensors, which processes would share as files.
-
-    Raises
-    ------
-    Refusal
-        On a bad value of a variable above, when Ray is wanted but not installed or its cluster
-        does not answer, and when a process of the local engine died.
+    The function is one of a module, since workers import it; an exception of it is raised here.
+    Tasks are of what can be pickled: arrays, not tensors, which processes would share as files.
+    Refused on a bad value of a variable above, when Ray is wanted but not installed or its cluster
+    does not answer, and when a process of the local engine died.
     """
     return ENGINES[name()](function, tasks)
 

@@ -11,13 +11,12 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from safetensors.torch import save
 from torch import nn
-from tqdm import tqdm
 
 from retrace.execution import shards
 from retrace.pipeline.artifacts import interrupted_path, read_arrays, write_arrays
@@ -28,15 +27,8 @@ from retrace.types import BadInput, Precision
 
 
 class Memory:
-    """Keeps the arrays of a method that was interrupted, for the next run with the same inputs.
-
-    Parameters
-    ----------
-    path : Path
-        Where they lie until the run ends.
-    inputs : list of str
-        Text that identifies code, settings and network: arrays of other inputs are not used.
-    """
+    """Keeps the arrays of a method that was interrupted in a file until the run ends, for the next
+    run with the same inputs: texts that identify code, settings and network."""
 
     def __init__(self, path: Path, *, inputs: list[str]) -> None:
         self.path = path
@@ -85,18 +77,12 @@ def undivided(
     label: str,
     device: torch.device,
     precision: Precision,
-) -> tuple[shards.Arrays, shards.Arrays]:
-    """Run a method on everything at once, in this process; give its answers, and its loss and
-    snapshots along the iterations."""
+) -> shards.Solved:
+    """Run a method on everything at once, in this process."""
     with (
-        tqdm(total=steps, desc=label, unit="step", disable=None if steps else True) as bar,
+        shards.progress_bar(label, total=steps, shown=steps > 0) as (_, progress),
         computing_on(device, precision),
     ):
-
-        def progress(step: int, loss: float) -> None:
-            bar.set_postfix(loss=f"{loss:.4g}")
-            bar.update(step > 0)
-
         recorder = shards.Recorder(parts=[(0, None)], steps=steps, progress=progress)
         given: dict[str, Any] = {"callback": recorder}
         accepted = inspect.signature(method).parameters
@@ -109,26 +95,11 @@ def undivided(
                 if value.dtype.kind == "f" and key != "observed"
             }
         observed = torch.from_numpy(observations["observed"]).to(device)
-        answer = method(network.to(device), observed, **settings, **given)
-    answers = answer if isinstance(answer, dict) else {"estimate": answer}
+        answers = shards.arrays_of(method(network.to(device), observed, **settings, **given))
     # One part, whose size does not matter: it is the whole of the one group.
     watched = shards.merged_watched([recorder.watched()], [[1]], groups=1)
-    return {key: value.cpu().numpy() for key, value in answers.items()}, watched
-
-
-class Reconstruction(NamedTuple):
-    """Arrays of a reconstruction, and the record of how it was made, which goes beside them.
-
-    Attributes
-    ----------
-    arrays : dict
-        ``estimate`` (float, finite) and what else the method gives; of a method with iterations
-        ``loss``, ``snapshots`` and ``snapshot_steps`` (see `shards.merged_watched`).
-    record : dict
-    """
-
-    arrays: shards.Arrays
-    record: dict[str, Any]
+    rounded = matmul_precision(device, precision)
+    return shards.Solved(answers, watched, shards.peak_memory(), described(device), rounded)
 
 
 def reconstruct(
@@ -140,14 +111,13 @@ def reconstruct(
     header: dict[str, Any],
     device: str,
     interrupted: Path | None = None,
-) -> Reconstruction:
-    """Hand observations and a network to the method of a run.
+) -> tuple[shards.Arrays, dict[str, Any]]:
+    """Hand observations and a network to the method of a run. Refused when a setting is wrong, when
+    the network belongs to another run or dataset, when the method refuses its input, or gives an
+    estimate that is not finite.
 
     Parameters
     ----------
-    name : str
-    entry : RunEntry
-    network : Module
     observations : dict
         ``observed``, ``dataset``, ``each`` (see `retrace.problems`) and what else the problem has.
     header : dict
@@ -157,11 +127,13 @@ def reconstruct(
     interrupted : Path, optional
         Where a method that can go on keeps what it has; data/interrupted/<run>.npz.
 
-    Raises
-    ------
-    Refusal
-        When a setting is wrong, when the network belongs to another run or dataset, when the method
-        refuses its input, or gives an estimate that is not finite.
+    Returns
+    -------
+    arrays : dict
+        ``estimate`` (float, finite) and what else the method gives; of a method with iterations
+        ``loss``, ``snapshots`` and ``snapshot_steps`` (see `shards.merged_watched`).
+    record : dict
+        How it was made, which goes beside the arrays.
     """
     where = f"runs.{name}"
     method = find(f"methods.{entry.problem}", entry.method, where=f"{where}.method").reconstruct
@@ -184,37 +156,27 @@ def reconstruct(
     )
     steps = settings.get("steps") or settings.get("rounds") or 0
     place = chosen(device)
-    rounded = matmul_precision(place, entry.precision)
-    announce(name, rounded, entry.precision)
+    announce(name, matmul_precision(place, entry.precision), entry.precision)
+    common: dict[str, Any] = {"steps": steps, "label": name, "precision": entry.precision}
     started = time.time()
     try:
         if observations["each"]:
-            answers, watched, memory, devices, rounded = shards.run(
+            solved = shards.run(
                 network,
                 observed,
                 method=f"{entry.problem}.{entry.method}",
                 header=header,
                 settings=settings,
-                steps=steps,
-                label=name,
                 device=device,
-                precision=entry.precision,
+                **common,
             )
             leading = observed.shape[:-2]
-            answers = {k: value.reshape(*leading, *value.shape[1:]) for k, value in answers.items()}
+            answers = {k: v.reshape(*leading, *v.shape[1:]) for k, v in solved.answers.items()}
         else:
-            answers, watched = undivided(
-                method,
-                network,
-                observations,
-                settings,
-                kept=kept,
-                steps=steps,
-                label=name,
-                device=place,
-                precision=entry.precision,
+            solved = undivided(
+                method, network, observations, settings, kept=kept, device=place, **common
             )
-            memory, devices = shards.peak_memory(), described(place)
+            answers = solved.answers
     except BadInput as error:
         raise refused(error, where=where, sections={"settings": settings}) from None
     seconds = time.time() - started
@@ -222,23 +184,24 @@ def reconstruct(
         raise Refusal(
             f"{where}: the estimate is not finite; lower settings.learning_rate if there is one"
         )
+    identity = {key: getattr(entry, key) for key in ("problem", "method", "network")}
+    identity |= {"dataset": dataset}
     arrays = {
         **answers,
         "code_size": np.array(getattr(network, "code_size", 0)),
-        **{key: np.array(getattr(entry, key)) for key in ("problem", "method", "network")},
-        "dataset": np.array(dataset),
-        **watched,
+        **{key: np.array(value) for key, value in identity.items()},
+        **solved.watched,
     }
     record = {
         "run": name,
-        "dataset": dataset,
-        **{key: getattr(entry, key) for key in ("problem", "method", "network", "precision")},
+        **identity,
+        "precision": entry.precision,
         "settings": settings,
         "started": started,
         "seconds": seconds,
-        "peak_memory": memory,
-        "device": devices,
-        "matmul_precision": rounded,
+        "peak_memory": solved.peak_memory,
+        "device": solved.device,
+        "matmul_precision": solved.matmul_precision,
     }
     kept.forget()
-    return Reconstruction(arrays, record)
+    return arrays, record

@@ -8,7 +8,7 @@ size of a shard, whatever the number of images, masks and restarts.
 import resource
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from typing import Any, NamedTuple
@@ -32,45 +32,28 @@ WATCHED = 8  # images of each group whose estimates are kept along the iteration
 SHOWN_STEPS = (0, 1, 3, 10, 30, 100, 300, 1000, 3000, 10000)
 
 Arrays = dict[str, NDArray[Any]]
+Progress = Callable[[int, float], None]
 
 
 class Watched(NamedTuple):
-    """What was seen along the iterations of one shard.
+    """What was seen along the iterations of one shard."""
 
-    Attributes
-    ----------
-    losses : (steps, parts) float64
-        Mean over the images of each part.
-    snapshots : dict of list of (at most 8, ...)
-        Estimates of the first images of each part, by step.
-    last : list of (at most 8, ...)
-        The same at the last step that there was; empty where there was none.
-    """
-
-    losses: NDArray[np.float64]
+    losses: NDArray[np.float64]  # (steps, parts), means over the images of each part
+    # By step, estimates (at most 8, ...) of the first images of each part; and those of the last
+    # step that there was, none where there was none.
     snapshots: dict[int, list[NDArray[Any]]]
     last: list[NDArray[Any]]
 
 
 class Recorder:
-    """Keeps what a method shows along its iterations: mean losses, and some estimates.
-
-    Parameters
-    ----------
-    parts : list of (first, end)
-        Positions of the groups (masks) in the batch, or of what the shard has of them.
-    steps : int
-        Iterations, or 0 for a method without.
-    progress : function, optional
-        Called after each step with the step and the mean loss.
-    """
+    """Keeps what a method shows along its iterations: mean losses, and some estimates."""
 
     def __init__(
         self,
         *,
         parts: Sequence[tuple[int, int | None]],
         steps: int,
-        progress: Callable[[int, float], None] | None = None,
+        progress: Progress | None = None,
     ) -> None:
         self.parts = [slice(*part) for part in parts]
         self.steps = steps
@@ -95,69 +78,35 @@ class Recorder:
 
 
 class Shard(NamedTuple):
-    """A task: plain arrays, so that every engine can send it anywhere.
+    """A task: plain arrays, so that every engine can send it anywhere."""
 
-    Attributes
-    ----------
-    method : str
-        Problem and method, as in ``imputation.ridge``.
-    architecture, arguments, weights
-        Of the network; the weights as safetensors.
-    observed : (B, 28, 28)
-    settings : dict
-        Of the method, with the shard's own seed.
-    parts : list of (first, end)
-        See `Recorder`.
-    steps : int
-        See `Recorder`.
-    device : str
-        As in params.yaml: whoever solves the shard sees which one that is there.
-    precision : str
-        See `retrace.pipeline.device.computing_on`.
-    """
-
-    method: str
+    method: str  # problem and method, as in ``imputation.ridge``
     architecture: str
-    arguments: Mapping[str, Any]
-    weights: bytes
-    observed: NDArray[Any]
-    settings: Mapping[str, Any]
-    parts: list[tuple[int, int]]
-    steps: int
-    device: str
-    precision: Precision
+    arguments: Mapping[str, Any]  # of the network
+    weights: bytes  # as safetensors
+    observed: NDArray[Any]  # (B, 28, 28)
+    settings: Mapping[str, Any]  # of the method, with the shard's own seed
+    parts: list[tuple[int, int]]  # where groups (masks) begin and end, or what is here of them
+    steps: int  # iterations, or 0 for a method without
+    device: str  # as in params.yaml: whoever solves the shard sees which one that is there
+    precision: Precision  # see `retrace.pipeline.device.computing_on`
 
 
 class Solved(NamedTuple):
-    """Answers of a shard, arrays of leading length B; what was watched; bytes of memory; the label
-    of the device; what its products rounded to (see `retrace.pipeline.device.matmul_precision`)."""
+    """Answers of a shard, or of all, arrays of leading length B; what was watched (of all, as
+    `merged_watched` gives it); bytes, at most, that a process took; labels of the devices; what
+    their products rounded to (see `retrace.pipeline.device.matmul_precision`)."""
 
     answers: Arrays
-    watched: Watched
-    peak_memory: int
-    device: str
-    matmul_precision: str
-
-
-class Merged(NamedTuple):
-    """Answers of all shards, arrays of leading length B; loss and snapshots; bytes, at most, that
-    one of the processes took; labels of the devices, and what their products rounded to."""
-
-    answers: Arrays
-    watched: Arrays
+    watched: Any
     peak_memory: int
     device: str
     matmul_precision: str
 
 
 def plan(*, groups: int, images: int) -> list[tuple[slice, list[tuple[int, int]]]]:
-    """Cut groups of as many images each into shards of `SIZE` observations.
-
-    Returns
-    -------
-    list of (slice, parts)
-        Observations of the shard, and where each group that it touches lies within it.
-    """
+    """Cut groups of as many images each into shards of `SIZE` observations: the observations of
+    each, and where each group that it touches lies within it."""
     total = groups * images
     shards = []
     for start in range(0, total, SIZE):
@@ -193,7 +142,7 @@ def one_thread() -> Any:
         torch.set_num_threads(threads)
 
 
-def solve(shard: Shard, *, progress: Callable[[int, float], None] | None = None) -> Solved:
+def solve(shard: Shard, *, progress: Progress | None = None) -> Solved:
     """Run the method on one shard, with one thread of the processor."""
     device = chosen(shard.device)
     method = import_module(f"retrace.methods.{shard.method}").reconstruct
@@ -205,36 +154,42 @@ def solve(shard: Shard, *, progress: Callable[[int, float], None] | None = None)
     observed = torch.tensor(shard.observed, device=device)
     recorder = Recorder(parts=shard.parts, steps=shard.steps, progress=progress)
     with one_thread(), computing_on(device, shard.precision):
-        answer = method(network, observed, **shard.settings, callback=recorder)
-    # A method with more to say than its estimate returns a dictionary of tensors.
-    answers = answer if isinstance(answer, dict) else {"estimate": answer}
-    for key, value in answers.items():
+        arrays = arrays_of(method(network, observed, **shard.settings, callback=recorder))
+    for key, value in arrays.items():
         if len(value) != len(observed):
             raise Refusal(
                 f"the method {shard.method} gave {len(value)} values of {key!r} for "
                 f"{len(observed)} observations"
             )
-    arrays = {key: value.detach().cpu().numpy() for key, value in answers.items()}
     rounded = matmul_precision(device, shard.precision)
     return Solved(arrays, recorder.watched(), peak_memory(), described(device), rounded)
+
+
+def arrays_of(answer: Tensor | dict[str, Tensor]) -> Arrays:
+    """A method's answer; one with more to say than its estimate returns a dictionary."""
+    answers = answer if isinstance(answer, dict) else {"estimate": answer}
+    return {key: value.detach().cpu().numpy() for key, value in answers.items()}
+
+
+@contextmanager
+def progress_bar(label: str, *, total: int, shown: bool = True) -> Iterator[tuple[Any, Progress]]:
+    """A progress bar in steps, and what a `Recorder` calls to move it."""
+    with tqdm(total=total, desc=label, unit="step", disable=None if shown else True) as bar:
+
+        def progress(step: int, loss: float) -> None:
+            bar.set_postfix(loss=f"{loss:.4g}")
+            bar.update(step > 0)
+
+        yield bar, progress
 
 
 def merged_watched(watched: list[Watched], parts: list[list[int]], *, groups: int) -> Arrays:
     """Loss and snapshots of whole groups, as if there were one shard.
 
-    Parameters
-    ----------
-    watched : list of Watched
-        Of each shard. One that stopped early stays what it was at its last step.
-    parts : list of list of int
-        Images in each part of each shard; parts follow each other as the groups do.
-    groups : int
-
-    Returns
-    -------
-    dict
-        ``loss`` (steps, groups) float32, ``snapshots`` (S, groups, 8, ...), or as many as there are
-        at every step, ``snapshot_steps`` (S,); empty for a method that has no iterations.
+    Of what was watched in each shard, one that stopped early staying what it was at its last step,
+    and the numbers of images in each part of each, which follow each other as the groups do:
+    ``loss`` (steps, groups) float32, ``snapshots`` (S, groups, 8, ...), or as many as there are at
+    every step, ``snapshot_steps`` (S,); empty for a method that has no iterations.
     """
     steps = max(len(one.losses) for one in watched)
     if not steps:
@@ -275,27 +230,16 @@ def run(
     label: str,
     device: str,
     precision: Precision,
-) -> Merged:
+) -> Solved:
     """Solve all shards: here, until workers of the engine would pay for the rest.
 
     Parameters
     ----------
-    network : Module
     observed : (groups, n, 28, 28) or (n, 28, 28)
-    method : str
-        Problem and method, as in ``imputation.ridge``.
+    method, settings, steps, device, precision
+        See `Shard`.
     header : dict
         Of the checkpoint: ``architecture`` and ``arguments``.
-    settings : dict
-        Of the method.
-    steps : int
-        Iterations, or 0 for a method without.
-    label : str
-        Of the progress bar.
-    device : str
-        As in params.yaml.
-    precision : str
-        See `retrace.pipeline.device.computing_on`.
     """
     # A bad value is refused before there is work to lose. A GPU works for one process here: others
     # would wait for it, each with a context of its own.
@@ -303,66 +247,55 @@ def run(
     groups = len(observed) if observed.ndim == 4 else 1
     flat = observed.reshape(-1, *observed.shape[-2:])
     weights = save({key: value.contiguous() for key, value in network.state_dict().items()})
+    whole = Shard(
+        method=method,
+        architecture=header["architecture"],
+        arguments=header["arguments"],
+        weights=weights,
+        observed=flat,
+        settings=settings,
+        parts=[],
+        steps=steps,
+        device=device,
+        precision=precision,
+    )
     shards, rows = [], []
     for i, (where, parts) in enumerate(plan(groups=groups, images=len(flat) // groups)):
         rows.append(where)
         own = {**settings, "seed": seed_of(settings["seed"], i)} if "seed" in settings else settings
-        shards.append(
-            Shard(
-                method=method,
-                architecture=header["architecture"],
-                arguments=header["arguments"],
-                weights=weights,
-                observed=flat[where],
-                settings=own,
-                parts=parts,
-                steps=steps,
-                device=device,
-                precision=precision,
-            )
-        )
+        shards.append(whole._replace(observed=flat[where], settings=own, parts=parts))
     answers: Arrays = {}
-    watched: dict[int, Watched] = {}
-    peaks, devices, precisions = [], set(), set()
+    solved: dict[int, Solved] = {}
 
-    def keep(i: int, solved: Solved) -> None:
+    def keep(i: int, found: Solved) -> None:
         """Put the answers of a shard into their rows at once: no array is held twice."""
-        for key, value in solved.answers.items():
+        for key, value in found.answers.items():
             if key not in answers:
                 answers[key] = np.empty((len(flat), *value.shape[1:]), value.dtype)
             answers[key][rows[i]] = value
-        watched[i] = solved.watched
-        peaks.append(solved.peak_memory)
-        devices.add(solved.device)
-        precisions.add(solved.matmul_precision)
+        solved[i] = found._replace(answers={})
 
     each = max(steps, 1)  # of the progress bar
-    with tqdm(total=each * len(shards), desc=label, unit="step", disable=None) as bar:
-
-        def progress(step: int, loss: float) -> None:
-            bar.set_postfix(loss=f"{loss:.4g}")
-            bar.update(step > 0)
-
+    with progress_bar(label, total=each * len(shards)) as (bar, progress):
         for i, shard in enumerate(shards):
             started = time.monotonic()
             keep(i, solve(shard, progress=progress))
-            bar.update(each * len(watched) - bar.n)
+            bar.update(each * len(solved) - bar.n)
             # Asked after every shard, since the first may be the easiest.
-            left = (time.monotonic() - started) * (len(shards) - len(watched))
+            left = (time.monotonic() - started) * (len(shards) - len(solved))
             if left > STARTING and parallel:
                 break
-        done = len(watched)
+        done = len(solved)
         if done < len(shards):
             for position, result in engine.run(solve, shards[done:]):
                 keep(done + position, result)
                 bar.update(each)
     sizes = [[end - first for first, end in shard.parts] for shard in shards]
-    ordered = [watched[i] for i in range(len(shards))]
-    merged = merged_watched(ordered, sizes, groups=groups)
-    return Merged(
+    ordered = [solved[i] for i in range(len(shards))]
+    return Solved(
         answers,
-        merged,
-        max(peak_memory(), *peaks),
-        ", ".join(sorted(devices)),
-        ", ".join(sorted(precisions)),
+        merged_watched([one.watched for one in ordered], sizes, groups=groups),
+        max(peak_memory(), *(one.peak_memory for one in ordered)),
+        ", ".join(sorted({one.device for one in ordered})),
+        ", ".join(sorted({one.matmul_precision for one in ordered})),
     )

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from retrace.networks.margin import Split, training_set
-from retrace.types import BadInput
+from retrace.networks.margin import training_set
+from retrace.types import BadInput, Split
 
 # Thresholds on the correlation, in steps of 0.001: exact decimals, so that 0.9 is 0.9.
 GRID = [step / 1000 for step in range(500, 1001)]
@@ -34,49 +34,22 @@ CHOICE = ("examples", "labels", "per_class", "offset", "seed")
 
 
 class Truth(NamedTuple):
-    """What the candidates of an attack are compared with.
+    """What the candidates of an attack are compared with."""
 
-    Attributes
-    ----------
-    images : (n, d) float32
-        The training images of the attacked network, in [0, 1].
-    held_out : (m, d) float32
-        Images of the same classes that it never saw, as many as there are: the null.
-    mean : (d,) float32
-        The public mean image.
-    coloured : bool
-        Whether they are images of one colour each, which differ in nothing else.
-    null_duplicates : int
-        Near-duplicates of training images that were taken out of the null.
-    """
-
-    images: Tensor
-    held_out: Tensor
-    mean: Tensor
-    coloured: bool
-    null_duplicates: int = 0
+    images: Tensor  # (n, d) float32 in [0, 1], the training images of the attacked network
+    held_out: Tensor  # (m, d), the null: all images of the same classes that it never saw
+    mean: Tensor  # (d,) float32, the public mean image
+    coloured: bool  # whether they are images of one colour each, which differ in nothing else
+    null_duplicates: int = 0  # of training images, which were taken out of the null
 
 
 def truth_of(split: Split, training: Mapping[str, Any], *, where: str, null: bool = True) -> Truth:
     """Take the training images of a network from the training split, all others for the null.
 
-    Parameters
-    ----------
-    split : (images, labels)
-        The training split, (N, 28, 28) and (N,).
-    training : dict
-        The network's ``training`` section, of which the keys in `CHOICE` are used.
-    where : str
-        Path of that section, for the message.
-    null : bool
-        Without it no image is held out, which takes no time.
-
-    Returns
-    -------
-    Truth
-        Of "parity", the null is the whole split but the training images and their near-duplicates.
-        Coloured images are drawn, not taken from the split: another draw of n is held out, which
-        may be the same images.
+    The keys in `CHOICE` are read from its ``training`` section, whose path is `where`; without the
+    null no image is held out, which takes no time. Of "parity", the null is the whole split but the
+    training images and their near-duplicates. Coloured images are drawn, not taken from the split:
+    another draw of n is held out, which may be the same images.
 
     Raises
     ------
@@ -111,18 +84,10 @@ def truth_of(split: Split, training: Mapping[str, Any], *, where: str, null: boo
 
 
 class Duplicates(NamedTuple):
-    """Which image each of others nearly equals.
+    """Which image each of m others nearly equals."""
 
-    Attributes
-    ----------
-    of : (m,) int64
-        Position of the image, or `UNMATCHED`.
-    values : (m,) float32
-        Correlation with the image that is most similar.
-    """
-
-    of: Tensor
-    values: Tensor
+    of: Tensor  # (m,) int64, position of the image, or `UNMATCHED`
+    values: Tensor  # (m,) float32, correlation with the image that is most similar
 
 
 def near_duplicates(
@@ -189,22 +154,12 @@ def near_duplicates(
 
 
 def correlations(candidates: Tensor, images: Tensor, *, mean: Tensor | None) -> Tensor:
-    """Normalised cross-correlation (NCC) of every candidate with every image.
+    """Normalised cross-correlation (NCC) of candidates (K, ...) with images (n, d): (K, n) float64,
+    cosines in [-1, 1]; 0 where nothing is left of an image after the subtraction.
 
-    Parameters
-    ----------
-    candidates : (K, d) or (K, ...)
-        Flattened here.
-    images : (n, d)
-    mean : (d,), optional
-        The public mean image, which is subtracted from both: what is left is what tells one digit
-        from another. Without it, each image's own scalar mean is subtracted: the usual NCC, which
-        a blurred mean image already raises.
-
-    Returns
-    -------
-    (K, n) float64
-        Cosines in [-1, 1]; 0 where nothing is left of an image after the subtraction.
+    The public mean image (d,) is subtracted from both: what is left is what tells one digit from
+    another. Without it, each image's own scalar mean is subtracted: the usual NCC, which a blurred
+    mean image already raises.
     """
 
     def directions(rows: Tensor) -> Tensor:
@@ -216,31 +171,18 @@ def correlations(candidates: Tensor, images: Tensor, *, mean: Tensor | None) -> 
 
 
 class Matching(NamedTuple):
-    """The candidate that each image is matched to.
+    """The candidate that each of n images is matched to."""
 
-    Attributes
-    ----------
-    candidates : (n,) int64
-        Position among the candidates, or `UNMATCHED` where there are fewer than images.
-    values : (n,) float64
-        The similarity of the two; -inf where there is no candidate.
-    """
-
-    candidates: Tensor
-    values: Tensor
+    candidates: Tensor  # (n,) int64, or `UNMATCHED` where there are fewer than images
+    values: Tensor  # (n,) float64, the similarity of the two; -inf where there is no candidate
 
 
 def match(similarity: Tensor) -> Matching:
-    """Match candidates and images one to one, so that the sum of similarities is largest.
+    """Match candidates and images one to one, so that the sum of similarities (K, n) is largest.
 
     One to one, since one blurred candidate resembles many images: it may count once, and many
     copies of one image count once too. The sum, not the count above some threshold, so that one
     matching serves all thresholds (Kuhn 1955; scipy's `linear_sum_assignment`).
-
-    Parameters
-    ----------
-    similarity : (K, n)
-        Finite; min(K, n) pairs are made.
     """
     from scipy.optimize import linear_sum_assignment  # here: it takes 0.4 s
 
@@ -260,7 +202,7 @@ def counts_above(values: Tensor, thresholds: list[float]) -> list[int]:
 
 
 def null_matching(candidates: Tensor, truth: Truth, *, mean: Tensor | None) -> Matching:
-    """Match the held-out images as the n training images are: n at a time.
+    """Match the m held-out images as the n training images are: n at a time; see `correlations`.
 
     A one-to-one matching of all m at once would leave most of them without a candidate where m is
     larger than n, and say too little. So they are dealt at random into groups of n, in each of
@@ -268,18 +210,6 @@ def null_matching(candidates: Tensor, truth: Truth, *, mean: Tensor | None) -> M
     be matched above a threshold that it has among n images never seen. A last group that is not
     full is filled up with images of the others, which count where they were first. Fewer than n
     held-out images are one group; with fewer rivals for a candidate they are matched higher.
-
-    Parameters
-    ----------
-    candidates : (K, d) or (K, ...)
-    truth : Truth
-    mean : (d,), optional
-        See `correlations`.
-
-    Returns
-    -------
-    Matching
-        Of the m held-out images.
     """
     m = len(truth.held_out)
     size = min(len(truth.images), m)
@@ -307,15 +237,10 @@ def null_allowed(count: int) -> int:
 
 
 def null_threshold(null_values: Tensor) -> float:
-    """The smallest threshold of `GRID` that at most 1 % of the held-out images exceed.
+    """The smallest threshold of `GRID` that at most 1 % of the held-out images' values (m,) exceed.
 
     Of fewer than 100 that is none of them. In-sample: see `null_bound` for others. At 1.0, the last
     of the grid, no image counts: nothing tells training from held-out images there.
-
-    Parameters
-    ----------
-    null_values : (m,)
-        NCC of each held-out image with its candidate: see `null_matching`.
     """
     allowed = null_allowed(len(null_values))
     counts = counts_above(null_values, GRID)
@@ -344,39 +269,20 @@ def null_bound(count: int) -> float:
 
 
 def first_candidates(similarity: Tensor, *, first: int, threshold: float) -> tuple[float, int]:
-    """How right the first candidates are, by the attack's own ranking.
-
-    Here a candidate may share its image with others: that is what `distinct` shows.
-
-    Parameters
-    ----------
-    similarity : (K, n)
-        In the order of the ranking; K at least `first`.
-    first : int
-        Candidates looked at, at least 1.
-    threshold : float
-
-    Returns
-    -------
-    precision : float
-        Share of them whose NCC with some training image is above the threshold.
-    distinct : int
-        Different images among those that these candidates resemble most.
-    """
+    """How right the first candidates are, by the attack's own ranking, in the order of which are
+    the similarities (K, n): the share of them whose NCC with some training image is above the
+    threshold, and the number of different images among those that these resemble most. Here a
+    candidate may share its image with others."""
     best = similarity[:first].max(dim=1)
     right = best.values > threshold
     return float(right.double().mean()), len(best.indices[right].unique())
 
 
 def most_reused(similarity: Tensor) -> int:
-    """The largest number of images whose most similar candidate is the same one.
+    """The largest number of images whose most similar candidate, by (K, n), is the same one.
 
     Near the number of images where one blurred candidate resembles all of them best; 0 without
     candidates.
-
-    Parameters
-    ----------
-    similarity : (K, n)
     """
     if not len(similarity):
         return 0
@@ -384,38 +290,19 @@ def most_reused(similarity: Tensor) -> int:
 
 
 def colour_distances(candidates: Tensor, images: Tensor) -> Tensor:
-    """Differences of the mean colours, the largest over the channels.
-
-    Parameters
-    ----------
-    candidates : (K, channels, rows, columns)
-    images : (n, d)
-        Of the same shape, flattened.
-
-    Returns
-    -------
-    (K, n) float64
-    """
+    """Differences of the mean colours, the largest over the channels: of candidates (K, channels,
+    rows, columns) and images (n, d) of the same shape, flattened, (K, n) float64."""
     shaped = images.unflatten(1, candidates.shape[1:])
     found, wanted = (stack.double().flatten(2).mean(dim=2) for stack in (candidates, shaped))
     return (found[:, None] - wanted).abs().amax(dim=2)
 
 
 def colour_errors(distances: Tensor) -> Tensor:
-    """Error of the colour nearest to each image's.
+    """Error (n,) of the colour nearest to each image's, by `colour_distances` (K, n); 1, the
+    largest that there is, without a candidate.
 
     Images of one colour are copies of each other, of which the weights keep one: they share a
     candidate.
-
-    Parameters
-    ----------
-    distances : (K, n)
-        See `colour_distances`.
-
-    Returns
-    -------
-    (n,) float64
-        1, the largest error that there is, without a candidate.
     """
     if not len(distances):
         return distances.new_ones(distances.shape[1])
@@ -423,34 +310,19 @@ def colour_errors(distances: Tensor) -> Tensor:
 
 
 class Pairs(NamedTuple):
-    """Candidates beside the training images that they resemble, for pictures.
+    """Candidates beside the training images that they resemble, for pictures."""
 
-    Attributes
-    ----------
-    candidates, images : (m,) int64
-        Positions, in the order of the attack's ranking.
-    values : (m,) float64
-        NCC of the two; of coloured images the difference in colour.
-    """
-
-    candidates: Tensor
-    images: Tensor
-    values: Tensor
+    candidates: Tensor  # (m,) int64, in the order of the attack's ranking
+    images: Tensor  # (m,) int64
+    values: Tensor  # (m,) float64, NCC of the two; of coloured images the difference in colour
 
 
 def shown_pairs(candidates: Tensor, truth: Truth, *, threshold: float, count: int) -> Pairs:
-    """The first `count` identified candidates with their images, by the attack's own ranking.
+    """The first `count` identified candidates with their images, by the attack's own ranking: those
+    with an NCC above the threshold.
 
     Where none is identified, the first candidates, each with the image most similar to it. Coloured
     images are compared by colour, and identified within `COLOUR_TOLERANCE`.
-
-    Parameters
-    ----------
-    candidates : (K, rows, columns) or (K, channels, rows, columns)
-    truth : Truth
-    threshold : float
-        On the NCC.
-    count : int
     """
     if truth.coloured:
         similarity, threshold = -colour_distances(candidates, truth.images), -COLOUR_TOLERANCE

@@ -1,7 +1,5 @@
 """How good is a reconstruction: MSE, PSNR, SSIM and the bootstrap interval of a mean."""
 
-from collections.abc import Callable
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -13,23 +11,10 @@ K1, K2 = 0.01, 0.03
 CHUNK = 256  # images whose windows are taken together: their arrays stay in the cache
 BATCH = 1000  # images that a classifier sees at once
 
-Means = Callable[[dict[str, Tensor]], dict[str, float]]
-"""Takes measures (n,) of the same images to their means, each with a 95 % interval."""
-
 
 def mse(estimate: Tensor, truth: Tensor, where: Tensor | None = None) -> Tensor:
-    """Mean squared error of each image over its pixels, or over those marked in `where`.
-
-    Parameters
-    ----------
-    estimate, truth : (B, H, W)
-    where : (B, H, W) bool, optional
-        At least one pixel of each image.
-
-    Returns
-    -------
-    (B,) float64
-    """
+    """Mean squared error (B,) float64 of each image (B, H, W) over its pixels, or over those marked
+    in `where`, at least one of each image."""
     squared = (estimate.double() - truth.double()).square()
     if where is None:
         return squared.mean(dim=(1, 2))
@@ -105,16 +90,8 @@ def bootstrap(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Percentile bootstrap interval (95 %) of column means (Efron & Tibshirani 1993, chapter 13).
 
-    Parameters
-    ----------
-    values : (n,) or (n, k)
-        One row for each image; rows are drawn together, so that columns stay paired.
-    resamples : int
-    seed : int
-
-    Returns
-    -------
-    low, high : () or (k,)
+    Of values (n,) or (n, k), a row for each image: low and high, () or (k,). Rows are drawn
+    together, so that columns stay paired.
     """
     n = len(values)
     # How often each row is drawn is multinomial: one matrix product instead of n draws a resample.
@@ -133,20 +110,8 @@ def labels_of(classifier: nn.Module, images: Tensor) -> Tensor:
 def means_with_intervals(
     values: dict[str, Tensor], *, resamples: int = 2000, seed: int = 0
 ) -> dict[str, float]:
-    """Mean and 95 % bootstrap interval of per-image measures.
-
-    Parameters
-    ----------
-    values : dict of (n,)
-        Measures of the same images, resampled together.
-    resamples, seed : int
-        See `bootstrap`.
-
-    Returns
-    -------
-    dict
-        ``x``, ``x_low`` and ``x_high`` for each measure ``x``.
-    """
+    """Mean and 95 % bootstrap interval of measures (n,) of the same images, resampled together:
+    ``x``, ``x_low`` and ``x_high`` for each measure ``x``. See `bootstrap`."""
     table = torch.stack([value.double() for value in values.values()], dim=1).numpy()
     low, high = bootstrap(table, resamples=resamples, seed=seed)
     result: dict[str, float] = {}

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from retrace.measures import quality
-from retrace.measures.quality import Means
+from retrace.types import Means
 
 ARRAYS = ("samples", "quantiles", "deviation")  # what a run has that can be scored here
 INTERVALS = {"50": (2, 3), "80": (1, 4), "95": (0, 5)}  # of the six quantiles, by per cent
@@ -52,8 +52,6 @@ def score(
         The true digits.
     classifier : Module
         (B, 28, 28) to logits.
-    means : function
-        Takes per-image measures to means with intervals.
     """
     parts = [
         _measures(*part, classifier=classifier)

@@ -8,14 +8,77 @@ from typing import Annotated, Literal
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits
 
-from retrace.types import BadInput, Seed
+from retrace.types import BadInput, Seed, Split
 
 EVALUATION_BATCH = 2000
+EVALUATION_SEED = 0  # the same noise in every epoch, so that epochs are compared on equal terms
 
 Schedule = Literal["constant", "cosine"]
 Progress = Callable[[dict[str, float]], None]
 """What a training calls with the history's entry after each epoch."""
+
+
+class Classifier(nn.Module):
+    """The training objective of classifiers: (B, 28, 28) images to (B, classes) logits."""
+
+    def loss(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Mean cross-entropy in nats."""
+        return nn.functional.cross_entropy(self(images), labels)
+
+    def evaluate(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Per-image measures, each (B,)."""
+        logits = self(images)
+        return {
+            "cross_entropy": nn.functional.cross_entropy(logits, labels, reduction="none"),
+            "error": (logits.argmax(dim=1) != labels).to(torch.float32),
+        }
+
+
+class Autoencoder(nn.Module):
+    """The training objective of autoencoders: (B, 28, 28) images to (B, 28, 28) images."""
+
+    def loss(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Mean squared error over pixels and images."""
+        return nn.functional.mse_loss(self(images), images)
+
+    def evaluate(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Per-image measures, each (B,)."""
+        return {"mse": (self(images) - images).square().mean(dim=(1, 2))}
+
+
+class Variational(nn.Module):
+    """The evidence lower bound of variational autoencoders of binary pixels (Kingma & Welling 2014,
+    arXiv 1312.6114).
+
+    A network has ``encode``, images to means and log-variances (B, d) of their codes, and
+    ``logits``, codes to (B, 784) of their pixels.
+    """
+
+    code_size: int
+    encode: Callable[[Tensor], tuple[Tensor, Tensor]]
+    logits: Callable[[Tensor], Tensor]
+
+    def terms(self, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Cross-entropy and divergence of each image (B, 28, 28) in [0, 1], both (B,) in nats; the
+        code is mean + standard deviation · noise, (B, d) and standard normal."""
+        mean, log_variance = self.encode(images)
+        logits = self.logits(mean + (log_variance / 2).exp() * noise)
+        entropy = binary_cross_entropy_with_logits(logits, images.flatten(1), reduction="none")
+        divergence = (mean.square() + log_variance.exp() - 1 - log_variance) / 2
+        return entropy.sum(dim=1), divergence.sum(dim=1)
+
+    def evaluate(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """The negative evidence lower bound of each image and its two terms, (B,) in nats."""
+        generator = torch.Generator().manual_seed(EVALUATION_SEED)
+        noise = torch.randn(len(images), self.code_size, generator=generator, dtype=images.dtype)
+        entropy, divergence = self.terms(images, noise)
+        return {
+            "negative_elbo": entropy + divergence,
+            "cross_entropy": entropy,
+            "divergence": divergence,
+        }
 
 
 def unwatched(entry: dict[str, float]) -> None:
@@ -37,8 +100,8 @@ def evaluate(network: nn.Module, images: Tensor, labels: Tensor) -> dict[str, fl
 
 def train(
     network: nn.Module,
-    training: tuple[Tensor, Tensor],
-    validation: tuple[Tensor, Tensor],
+    training: Split,
+    validation: Split,
     *,
     epochs: Annotated[int, Field(ge=1)] = 20,
     batch_size: Annotated[int, Field(ge=1)] = 128,

@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 from typing import Annotated
 
-import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from retrace.networks._training import Classifier
 
-class Network(nn.Module):
+
+class Network(Classifier):
     """Two convolutions, each pooled to half the size, and two dense layers.
 
     Parameters
@@ -52,15 +53,3 @@ class Network(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """(B, 28, 28) images to (B, classes) logits."""
         return self.layers(images.unsqueeze(1))
-
-    def loss(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Mean cross-entropy in nats: the training objective."""
-        return nn.functional.cross_entropy(self(images), labels)
-
-    def evaluate(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """Per-image measures, each (B,); the first chooses the best epoch."""
-        logits = self(images)
-        return {
-            "cross_entropy": nn.functional.cross_entropy(logits, labels, reduction="none"),
-            "error": (logits.argmax(dim=1) != labels).to(torch.float32),
-        }

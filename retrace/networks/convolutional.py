@@ -10,8 +10,10 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from retrace.networks._training import Autoencoder
 
-class Network(nn.Module):
+
+class Network(Autoencoder):
     """Autoencoder whose code is `code_channels` maps of 7 x 7.
 
     Parameters
@@ -97,11 +99,3 @@ class Network(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """(B, 28, 28) images to (B, 28, 28) images after the bottleneck."""
         return self.decode(self.encode(images))
-
-    def loss(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Mean squared error over pixels and images: the training objective."""
-        return nn.functional.mse_loss(self(images), images)
-
-    def evaluate(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """Per-image measures, each (B,); the first chooses the best epoch."""
-        return {"mse": (self(images) - images).square().mean(dim=(1, 2))}

@@ -8,11 +8,10 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm, silu
 
-from retrace.networks._training import Progress, Schedule, train, unwatched
-from retrace.types import BadInput, Seed
+from retrace.networks._training import EVALUATION_SEED, Progress, Schedule, train, unwatched
+from retrace.types import BadInput, Seed, Split
 
 PIXELS = 28 * 28
-EVALUATION_SEED = 0  # the same noise in every epoch, so that epochs are compared on equal terms
 LEVELS = 25  # noise levels at which the remaining error is measured, evenly spaced in log σ
 LOWEST, HIGHEST = 0.01, 10.0  # of them, in pixel units
 MEASURED = 4000  # validation images that it is measured on
@@ -50,23 +49,13 @@ class Network(nn.Module):
     precision : "float32" or "bfloat16"
         Of the products of F's matrices, all else being float32. Without instructions for it,
         bfloat16 is slow.
-
-    Attributes
-    ----------
-    mean_image : (28, 28) float32
-        Of the training images.
-    basis : (784, 784) float32
-        Orthonormal principal components as columns, the largest first.
-    variances : (784,) float32
-        Of the coordinates, squared pixel units.
-    remaining : (LEVELS, 784) float32
-        Mean squared error of D in each coordinate as a share of the linear denoiser's, measured on
-        validation images, at noise levels evenly spaced in log σ from `LOWEST` to `HIGHEST`.
     """
 
-    mean_image: Tensor
-    basis: Tensor
-    variances: Tensor
+    mean_image: Tensor  # (28, 28) float32, of the training images
+    basis: Tensor  # (784, 784) float32, orthonormal components as columns, the largest first
+    variances: Tensor  # (784,) float32, of the coordinates, squared pixel units
+    # (LEVELS, 784) float32: mean squared error of D in each coordinate as a share of the linear
+    # denoiser's, measured on validation images, at `LEVELS` from `LOWEST` to `HIGHEST`.
     remaining: Tensor
 
     def __init__(
@@ -106,19 +95,8 @@ class Network(nn.Module):
         return (coordinates @ self.basis.T).unflatten(-1, (28, 28)) + self.mean_image
 
     def denoise(self, noisy: Tensor, noise: Tensor) -> Tensor:
-        """D(x; σ).
-
-        Parameters
-        ----------
-        noisy : (B, q)
-            The first q coordinates, q from p to 784, of images plus noise.
-        noise : (B, 1) or (1, 1)
-            σ, in pixel units.
-
-        Returns
-        -------
-        (B, q)
-        """
+        """D(x; σ) of the first q coordinates (B, q), q from p to 784, of images plus noise, σ in
+        pixel units, (B, 1) or (1, 1)."""
         variances = self.variances[: noisy.shape[1]]
         share = variances / (variances + noise.square())  # of the signal, (B or 1, q)
         linear = noisy * share
@@ -158,17 +136,8 @@ class Network(nn.Module):
         return self.images(self.denoise(self.coordinates(images), torch.full((1, 1), 0.5)))
 
     def relative_errors(self, coordinates: Tensor, noise: Tensor, drawn: Tensor) -> Tensor:
-        """Squared error of D as a share of the linear denoiser's, of each image, (B,).
-
-        Parameters
-        ----------
-        coordinates : (B, p)
-            The first ones, of images without noise.
-        noise : (B, 1)
-            σ, in pixel units.
-        drawn : (B, p)
-            Standard normal.
-        """
+        """Squared error (B,) of D as a share of the linear denoiser's, of the first coordinates (B,
+        p) of images, under noise (B, 1) in pixel units times drawn standard normals (B, p)."""
         error = self.denoise(coordinates + noise * drawn, noise) - coordinates
         variances = self.variances[: self.axes]
         linear = variances * noise.square() / (variances + noise.square())
@@ -191,8 +160,8 @@ class Network(nn.Module):
 
     def fit(
         self,
-        training: tuple[Tensor, Tensor],
-        validation: tuple[Tensor, Tensor],
+        training: Split,
+        validation: Split,
         progress: Progress = unwatched,
         *,
         epochs: Annotated[int, Field(ge=1)] = 24,
@@ -207,10 +176,6 @@ class Network(nn.Module):
 
         Parameters
         ----------
-        training, validation : (images, labels)
-            (n, 28, 28) float32 and (n,) int64.
-        progress : function
-            Called with the history's entry after each epoch.
         epochs, batch_size, learning_rate, schedule
             Of Adam (see `_training.train`).
         noise_median, noise_spread : float

@@ -8,11 +8,13 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from retrace.networks._training import Autoencoder
+
 PIXELS = 28 * 28
 DEEP = (512, 256, 128, 16)  # widths of `deep`
 
 
-class Network(nn.Module):
+class Network(Autoencoder):
     """Autoencoder of dense layers with ReLU between them and a sigmoid at the end.
 
     Parameters
@@ -57,14 +59,6 @@ class Network(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """(B, 28, 28) images to (B, 28, 28) images after the bottleneck."""
         return self.decode(self.encode(images))
-
-    def loss(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Mean squared error over pixels and images: the training objective."""
-        return nn.functional.mse_loss(self(images), images)
-
-    def evaluate(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """Per-image measures, each (B,); the first chooses the best epoch."""
-        return {"mse": (self(images) - images).square().mean(dim=(1, 2))}
 
 
 def _stack(widths: list[int], *, dropout: float) -> nn.Sequential:

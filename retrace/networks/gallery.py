@@ -8,33 +8,20 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from retrace.networks._training import Progress, unwatched
-from retrace.types import BadInput
+from retrace.types import BadInput, Split
 
 
 class Network(nn.Module):
-    """The first training images, in 8 bits.
+    """The first `count` training images, in 8 bits."""
 
-    Parameters
-    ----------
-    count : int
-        Number of images.
-
-    Attributes
-    ----------
-    images : (count, 28, 28) uint8
-    """
-
-    images: Tensor
+    images: Tensor  # (count, 28, 28) uint8
 
     def __init__(self, *, count: Annotated[int, Field(ge=1, le=60000)] = 10000) -> None:
         super().__init__()
         self.register_buffer("images", torch.zeros(count, 28, 28, dtype=torch.uint8))
 
     def fit(
-        self,
-        training: tuple[Tensor, Tensor],
-        validation: tuple[Tensor, Tensor],
-        progress: Progress = unwatched,
+        self, training: Split, validation: Split, progress: Progress = unwatched
     ) -> list[dict[str, float]]:
         """Keep the first `count` of the (n, 28, 28) training images.
 

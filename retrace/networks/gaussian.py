@@ -9,21 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from retrace.networks._training import Progress, unwatched
+from retrace.types import Split
 
 PIXELS = 28 * 28
 
 
 class Network(nn.Module):
-    """Gaussian over images, fitted in closed form.
+    """Gaussian over images, fitted in closed form."""
 
-    Attributes
-    ----------
-    mean : (784,) float64
-    covariance : (784, 784) float64
-    """
-
-    mean: Tensor
-    covariance: Tensor
+    mean: Tensor  # (784,) float64
+    covariance: Tensor  # (784, 784) float64
 
     def __init__(self) -> None:
         super().__init__()
@@ -31,10 +26,7 @@ class Network(nn.Module):
         self.register_buffer("covariance", torch.eye(PIXELS, dtype=torch.float64))
 
     def fit(
-        self,
-        training: tuple[Tensor, Tensor],
-        validation: tuple[Tensor, Tensor],
-        progress: Progress = unwatched,
+        self, training: Split, validation: Split, progress: Progress = unwatched
     ) -> list[dict[str, float]]:
         """Take mean and covariance (divided by n) of the (n, 28, 28) training images.
 

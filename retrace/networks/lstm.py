@@ -6,10 +6,11 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from retrace.networks._training import Classifier
 from retrace.types import SIDE
 
 
-class Network(nn.Module):
+class Network(Classifier):
     """One LSTM layer over the rows, and a dense layer on its last hidden state.
 
     Parameters
@@ -21,10 +22,7 @@ class Network(nn.Module):
     """
 
     def __init__(
-        self,
-        *,
-        hidden: Annotated[int, Field(ge=1)] = 64,
-        classes: Annotated[int, Field(ge=2)] = 10,
+        self, *, hidden: Annotated[int, Field(ge=1)] = 64, classes: Annotated[int, Field(ge=2)] = 10
     ) -> None:
         super().__init__()
         self.lstm = nn.LSTM(SIDE, hidden, batch_first=True)
@@ -40,18 +38,6 @@ class Network(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """(B, 28, 28) images to (B, classes) logits."""
         return self.head(self.lstm(images)[0][:, -1])
-
-    def loss(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Mean cross-entropy in nats: the training objective."""
-        return nn.functional.cross_entropy(self(images), labels)
-
-    def evaluate(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """Per-image measures, each (B,); the first chooses the best epoch."""
-        logits = self(images)
-        return {
-            "cross_entropy": nn.functional.cross_entropy(logits, labels, reduction="none"),
-            "error": (logits.argmax(dim=1) != labels).to(torch.float32),
-        }
 
     def forget_parts(self) -> tuple[Tensor, Tensor, Tensor]:
         """Weights (H, 28) on the row, weights (H, H) on the hidden state and bias (H,) of the

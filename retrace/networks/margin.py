@@ -12,7 +12,7 @@ combination of the training images: what the attacks of retrace/methods/training
 import copy
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Annotated, Literal
 
@@ -20,10 +20,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from retrace.types import BadInput, Seed
-
-Progress = Callable[[dict[str, float]], None]
-Split = tuple[Tensor, Tensor]
+from retrace.networks._training import Progress, unwatched
+from retrace.types import BadInput, Seed, Split
 
 
 def training_set(
@@ -40,15 +38,13 @@ def training_set(
     Parameters
     ----------
     split : (images, labels)
-        (N, 28, 28) in [0, 1] and (N,) int64: the training split.
+        The training split.
     examples : "parity" or "colours"
         Odd digits against even ones; or pure red against pure blue images of 3 x 8 x 8.
     labels : "correct" or "random"
         Random labels are a control: the network then learns no rule, only these images.
-    per_class : int
-        Images of each class.
-    offset : int
-        The first image of each class.
+    per_class, offset : int
+        Images of each class, and the first of them.
     seed : int
         Of the random labels.
 
@@ -150,7 +146,7 @@ class Network(nn.Module):
         self,
         training: Split,
         validation: Split,
-        progress: Progress = lambda entry: None,
+        progress: Progress = unwatched,
         *,
         examples: Literal["parity", "colours"] = "parity",
         labels: Literal["correct", "random"] = "correct",
@@ -264,23 +260,15 @@ def normalised_step(
 ) -> None:
     """Ascend the smoothed margin -log sum_i exp(-q_i) by a step relative to the weights' norm.
 
-    With G = sum_i p_i grad q_i, p the softmax of the negative margins q_i = y_i f(x_i),
+    With G = sum_i p_i grad q_i, p the softmax of the negative margins q_i = y_i f(x_i), (n,) with
+    the graph behind them, the parameters theta, of each layer the weights, and one bias, change in
+    place at the rate r:
 
         theta <- (1 - r) theta + r |theta| G / |G|
 
     (loss-scaled steps, Lyu & Li 2020, section 5). Before it the weights are rescaled so that the
     smallest margin is `wanted`: the direction of a homogeneous network does not depend on its
     scale, and no exponential underflows.
-
-    Parameters
-    ----------
-    parameters : list of Parameter
-        theta: of each layer the weights, and one bias. Changed in place.
-    margins : (n,)
-        q, with the graph behind it.
-    rate : float
-        r.
-    wanted : float
     """
     depth, smallest = len(parameters) - 1, float(margins.min())
     factor = 1.0
@@ -299,14 +287,8 @@ def normalised_step(
 def descent_step(
     parameters: list[nn.Parameter], margins: Tensor, *, rate: float, weight_decay: float
 ) -> None:
-    """A step of gradient descent on mean_i log(1 + exp(-q_i)) + weight_decay |theta|^2.
-
-    Parameters
-    ----------
-    parameters, margins, rate
-        See `normalised_step`.
-    weight_decay : float
-    """
+    """A step of gradient descent on mean_i log(1 + exp(-q_i)) + weight_decay |theta|^2; see
+    `normalised_step`."""
     ascent = torch.autograd.grad(margins, parameters, (-margins).sigmoid() / len(margins))
     for parameter, direction in zip(parameters, ascent, strict=True):
         parameter.mul_(1 - 2 * rate * weight_decay).add_(direction, alpha=rate)
@@ -331,20 +313,9 @@ def gradient_factors(
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     """Factors of the gradients of the margins: that of a layer's weights is delta_i a_i^T.
 
-    Parameters
-    ----------
-    network : Network
-    images : (n, *shape)
-    signs : (n,)
-
-    Returns
-    -------
-    margins : (n,)
-        q_i = y_i f(x_i).
-    activations : list of (n, n_{l-1})
-        a: what goes into each layer, first the images less the mean.
-    deltas : list of (n, n_l)
-        Derivative of q_i with respect to what comes out of each layer.
+    Of images (n, *shape) and signs (n,): the margins q_i = y_i f(x_i), (n,); a, (n, n_{l-1}), what
+    goes into each layer, first the images less the mean; and the derivatives (n, n_l) of q_i with
+    respect to what comes out of each layer.
     """
     activations, sums = [images.flatten(1) - network.mean], []
     for layer in network.layers[:-1]:
@@ -356,26 +327,19 @@ def gradient_factors(
 
 
 def kkt_measures(network: Network, images: Tensor, signs: Tensor) -> dict[str, float]:
-    """How near the weights are to a KKT point of the maximum-margin problem. In float64.
+    """How near the weights are to a KKT point of the maximum-margin problem, for images (n, *shape)
+    and signs (n,). In float64.
 
     The Gram matrix of the gradients of f is the sum over layers of the elementwise product of two
     Gram matrices, of the activations and of the deltas; with Euler's identity
     <theta, grad f> = L f (L layers), the best dual variables are a non-negative least squares
     problem of the size of the training set.
 
-    Parameters
-    ----------
-    network, images, signs
-        See `gradient_factors`.
-
-    Returns
-    -------
-    dict
-        ``smallest_margin`` (logits), ``normalised_margin`` (divided by |theta|^L), ``norm``
-        (|theta|), ``stationarity_residual`` (|theta - sum lambda_i y_i grad f(x_i)| / |theta| with
-        the best lambda >= 0), ``complementary_slackness`` (mean of margin / smallest - 1, weighted
-        by lambda), ``support_vectors`` ((sum lambda)^2 / sum lambda^2), ``training_error``, and of
-        each layer ``rank_<layer>``, the number of singular values above 1e-4 of the largest.
+    Gives ``smallest_margin`` (logits), ``normalised_margin`` (divided by |theta|^L), ``norm``
+    (|theta|), ``stationarity_residual`` (|theta - sum lambda_i y_i grad f(x_i)| / |theta| with
+    the best lambda >= 0), ``complementary_slackness`` (mean of margin / smallest - 1, weighted
+    by lambda), ``support_vectors`` ((sum lambda)^2 / sum lambda^2), ``training_error``, and of
+    each layer ``rank_<layer>``, the number of singular values above 1e-4 of the largest.
     """
     from scipy.optimize import nnls  # here: it takes 0.4 s
 

@@ -7,8 +7,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from retrace.networks._training import EVALUATION_SEED
+
 PIXELS = 28 * 28
-EVALUATION_SEED = 0  # the same masks in every epoch, so that epochs are compared on equal terms
 
 
 def random_masks(count: int, generator: torch.Generator | None) -> Tensor:

@@ -12,13 +12,11 @@ from typing import Annotated, NamedTuple
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits
 
-from retrace.networks._training import Progress, Schedule, train, unwatched
-from retrace.types import BadInput, Seed
+from retrace.networks._training import Progress, Schedule, Variational, train, unwatched
+from retrace.types import BadInput, Seed, Split
 
 PIXELS = 28 * 28
-EVALUATION_SEED = 0  # the same noise in every epoch, so that epochs are compared on equal terms
 BATCH = 4000  # images that go through the encoder and the decoder at once
 POINTS = 250  # whose densities under all components of the mixture are taken at once
 FLOOR = 1e-3  # squared pixel units, added to the variances of every component
@@ -26,7 +24,7 @@ TOLERANCE = 1e-3  # nats
 NEGLIGIBLE = 1e-12  # of a point's share in a component
 
 
-class Network(nn.Module):
+class Network(Variational):
     """Variational autoencoder of ReLU layers, and a Gaussian mixture of the training images.
 
     The VAE has a standard normal prior of its code z, and pixels that are independent given z, of
@@ -47,28 +45,17 @@ class Network(nn.Module):
         K of the mixture.
     axes : int
         p, the principal components that the mixture describes.
-
-    Attributes
-    ----------
-    mean : (28, 28) float32
-        Of the training images.
-    covariance, residual_covariance : (784, 784) float64
-        Of the training images x, and of x - G(E(x)), E being the mean of the encoder.
-    residual_mean : (784,) float64
-    basis : (784, p) float64
-        Orthonormal principal components, the largest first.
-    weights, means, covariances : (K,), (K, p), (K, p, p) float64
-        The mixture in the coordinates of `basis`, the mean image subtracted.
     """
 
-    mean: Tensor
-    covariance: Tensor
-    residual_mean: Tensor
-    residual_covariance: Tensor
-    basis: Tensor
-    weights: Tensor
-    means: Tensor
-    covariances: Tensor
+    mean: Tensor  # (28, 28) float32, of the training images x; all else in float64
+    covariance: Tensor  # (784, 784)
+    residual_mean: Tensor  # (784,), of x - G(E(x)), E being the mean of the encoder
+    residual_covariance: Tensor  # (784, 784)
+    basis: Tensor  # (784, p), orthonormal principal components, the largest first
+    # The mixture in the coordinates of `basis`, the mean image subtracted.
+    weights: Tensor  # (K,)
+    means: Tensor  # (K, p)
+    covariances: Tensor  # (K, p, p)
 
     def __init__(
         self,
@@ -102,30 +89,16 @@ class Network(nn.Module):
         mean, log_variance = self.encoder(images.flatten(1)).chunk(2, dim=1)
         return mean, log_variance
 
+    def logits(self, codes: Tensor) -> Tensor:
+        return self.decoder(codes)
+
     def decode(self, codes: Tensor) -> Tensor:
         """(B, d) codes to (B, 28, 28) images in (0, 1)."""
-        images: Tensor = self.decoder(codes).sigmoid().unflatten(1, (28, 28))
-        return images
+        return self.logits(codes).sigmoid().unflatten(1, (28, 28))
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 28, 28) images to the decoded means of their codes."""
         return self.decode(self.encode(images)[0])
-
-    def terms(self, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """Cross-entropy and divergence of each image, both (B,) in nats.
-
-        Parameters
-        ----------
-        images : (B, 28, 28)
-            In [0, 1].
-        noise : (B, d)
-            Standard normal; the code is mean + standard deviation · noise.
-        """
-        mean, log_variance = self.encode(images)
-        logits = self.decoder(mean + (log_variance / 2).exp() * noise)
-        entropy = binary_cross_entropy_with_logits(logits, images.flatten(1), reduction="none")
-        divergence = (mean.square() + log_variance.exp() - 1 - log_variance) / 2
-        return entropy.sum(dim=1), divergence.sum(dim=1)
 
     def loss(self, images: Tensor, labels: Tensor) -> Tensor:
         """The negative evidence lower bound, with one sample of each code."""
@@ -133,21 +106,10 @@ class Network(nn.Module):
         entropy, divergence = self.terms(images, noise)
         return (entropy + divergence).mean()
 
-    def evaluate(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """The negative evidence lower bound of each image and its two terms, (B,) in nats."""
-        generator = torch.Generator().manual_seed(EVALUATION_SEED)
-        noise = torch.randn(len(images), self.code_size, generator=generator)
-        entropy, divergence = self.terms(images, noise)
-        return {
-            "negative_elbo": entropy + divergence,
-            "cross_entropy": entropy,
-            "divergence": divergence,
-        }
-
     def fit(
         self,
-        training: tuple[Tensor, Tensor],
-        validation: tuple[Tensor, Tensor],
+        training: Split,
+        validation: Split,
         progress: Progress = unwatched,
         *,
         epochs: Annotated[int, Field(ge=1)] = 40,
@@ -162,10 +124,6 @@ class Network(nn.Module):
 
         Parameters
         ----------
-        training, validation : (images, labels)
-            (n, 28, 28) float32 and (n,) int64.
-        progress : function
-            Called with the history's entry after each epoch.
         epochs, batch_size, learning_rate, schedule
             Of Adam.
         mixture_iterations : int
@@ -231,17 +189,12 @@ class Mixture(NamedTuple):
 
 
 def fit_mixture(points: Tensor, components: int, iterations: int, *, seed: int) -> Mixture:
-    """Expectation-maximisation (Bishop 2006, "Pattern Recognition and Machine Learning", 9.2.2).
+    """Expectation-maximisation (Bishop 2006, "Pattern Recognition and Machine Learning", 9.2.2) on
+    points (n, p) in float64.
 
-    It starts from k-means++ centres and ends after so many iterations, or when the mean
-    log-density gains less than `TOLERANCE`, as scikit-learn's ``GaussianMixture`` does.
-
-    Parameters
-    ----------
-    points : (n, p) float64
-    components, iterations : int
-    seed : int
-        Of the centres.
+    It starts from k-means++ centres, which the seed draws, and ends after so many iterations, or
+    when the mean log-density gains less than `TOLERANCE`, as scikit-learn's ``GaussianMixture``
+    does.
     """
     from sklearn.cluster import kmeans_plusplus
 

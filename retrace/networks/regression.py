@@ -5,23 +5,18 @@ the input is measured against.
 """
 
 import time
-from collections.abc import Callable
 from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from retrace.types import Seed
+from retrace.networks._training import Progress, unwatched
+from retrace.types import Seed, Split
 
 
 class Network(nn.Module):
     """f(x) = W x + b, or its sigmoid.
-
-    Parameters
-    ----------
-    inputs, outputs : int
-    activation : "identity" or "sigmoid"
 
     Attributes
     ----------
@@ -53,9 +48,9 @@ class Network(nn.Module):
     @torch.no_grad()
     def fit(
         self,
-        training: tuple[Tensor, Tensor],
-        validation: tuple[Tensor, Tensor],
-        progress: Callable[[dict[str, float]], None] = lambda entry: None,
+        training: Split,
+        validation: Split,
+        progress: Progress = unwatched,
         *,
         points: Annotated[int, Field(ge=2)] = 100,
         span: Annotated[float, Field(gt=0)] = 1000.0,
@@ -73,20 +68,13 @@ class Network(nn.Module):
 
         Parameters
         ----------
-        training, validation
-            Not used: these networks are not of images.
-        progress : function
-            Called once, with the entry.
         points : int
             Number of them; more than inputs + 1 for a unique fit.
-        span : float
         slope : float
             Every entry of T, or its scale where `rank` is not 0.
-        offset, noise : float
         rank : int
             0: every entry of T is the slope. Otherwise T is a random matrix of that rank, so that
             without noise some outputs cannot be reached.
-        seed : int
 
         Returns
         -------

@@ -7,15 +7,14 @@ from typing import Annotated, Literal
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits
 
+from retrace.networks._training import Variational
 from retrace.types import SIDE, BadInput
 
 PIXELS = SIDE * SIDE
-EVALUATION_SEED = 0  # the same noise in every epoch, so that epochs are compared on equal terms
 
 
-class Network(nn.Module):
+class Network(Variational):
     """Encoder to the mean and log-variance of a code, decoder from a code to an image.
 
     The decoder is G(z) = σ(W₃ tanh(W₂ tanh(W₁ z))) for two widths, without biases, and each of its
@@ -72,9 +71,12 @@ class Network(nn.Module):
         mean, log_variance = _through(self.encoder, images.flatten(1)).chunk(2, dim=1)
         return mean, log_variance
 
+    def logits(self, codes: Tensor) -> Tensor:
+        return _through(self.decoder, codes)
+
     def decode(self, codes: Tensor) -> Tensor:
         """(B, d) codes to (B, 28, 28) images in (0, 1)."""
-        return _through(self.decoder, codes).sigmoid().unflatten(1, (SIDE, SIDE))
+        return self.logits(codes).sigmoid().unflatten(1, (SIDE, SIDE))
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 28, 28) images to the decoded means of their codes."""
@@ -84,23 +86,6 @@ class Network(nn.Module):
         """The decoder's matrices (outputs, inputs), from the code to the pixels, not copied."""
         return [weight.detach() for weight in self.decoder.parameters()]
 
-    def terms(self, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """Cross-entropy R and divergence D of each image, both (B,) in nats.
-
-        Parameters
-        ----------
-        images : (B, 28, 28)
-            In [0, 1].
-        noise : (B, d)
-            Standard normal; the code is mean + standard deviation · noise.
-        """
-        mean, log_variance = self.encode(images)
-        codes = mean + (log_variance / 2).exp() * noise
-        logits = _through(self.decoder, codes)
-        entropy = binary_cross_entropy_with_logits(logits, images.flatten(1), reduction="none")
-        divergence = (mean.square() + log_variance.exp() - 1 - log_variance) / 2
-        return entropy.sum(dim=1), divergence.sum(dim=1)
-
     def loss(self, images: Tensor, labels: Tensor) -> Tensor:
         """The training objective, with one sample of each code."""
         noise = torch.randn(len(images), self.code_size, dtype=images.dtype)
@@ -108,18 +93,6 @@ class Network(nn.Module):
         if self.weighting == "averaged":
             entropy, divergence = entropy / PIXELS, divergence / self.code_size
         return entropy + self.divergence_weight * divergence
-
-    def evaluate(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """Per-image measures in nats, each (B,): the negative evidence lower bound, whatever the
-        weighting of the loss, which chooses the best epoch; and its two terms."""
-        generator = torch.Generator().manual_seed(EVALUATION_SEED)
-        noise = torch.randn(len(images), self.code_size, generator=generator, dtype=images.dtype)
-        entropy, divergence = self.terms(images, noise)
-        return {
-            "negative_elbo": entropy + divergence,
-            "cross_entropy": entropy,
-            "divergence": divergence,
-        }
 
 
 def _layers(sizes: list[int]) -> nn.ModuleList:

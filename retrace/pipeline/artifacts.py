@@ -1,10 +1,11 @@
 """Where artifacts lie and how they are written: whole or not at all, and never as a pickle."""
 
+import csv
 import fcntl
 import hashlib
 import inspect
+import io
 import json
-import math
 import os
 import tempfile
 import zipfile
@@ -19,10 +20,11 @@ import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor, nn
+from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from retrace.pipeline.command import Refusal
+from retrace.types import Split
 
 RAW = Path("data/raw")
 DATASET = Path("data/dataset.json")
@@ -109,11 +111,24 @@ def written_whole(path: Path) -> Iterator[Path]:
         os.close(handle)
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON with sorted keys; NaN and infinity are refused, since JSON has neither."""
-    text = json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n"
+def write_text(path: Path, text: str) -> None:
     with written_whole(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write a CSV, the keys of all rows in its head; a cell without a value is empty."""
+    text = io.StringIO()
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON with sorted keys; NaN and infinity are refused, since JSON has neither."""
+    write_text(path, json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n")
 
 
 def read_json(path: Path) -> Any:
@@ -157,13 +172,12 @@ def read_arrays(path: Path, *, only: tuple[str, ...] = ()) -> dict[str, NDArray[
         ) from None
 
 
-def read_split(split: str) -> tuple[Tensor, Tensor]:
-    """Images (n, 28, 28) float32 in [0, 1] and labels (n,) int64 of a split."""
+def read_split(split: str) -> Split:
     return as_tensors(read_arrays(split_path(split), only=("images", "labels")))
 
 
-def as_tensors(split: Mapping[str, NDArray[Any]]) -> tuple[Tensor, Tensor]:
-    """Images (n, 28, 28) float32 in [0, 1] and labels (n,) int64, of uint8 arrays."""
+def as_tensors(split: Mapping[str, NDArray[Any]]) -> Split:
+    """A split of uint8 arrays."""
     images = torch.from_numpy(split["images"]).to(torch.float32) / 255
     return images, torch.from_numpy(split["labels"]).to(torch.int64)
 
@@ -231,21 +245,10 @@ def unfilled(architecture: str, arguments: Mapping[str, Any]) -> nn.Module:
 
 
 def load_checkpoint(path: Path) -> tuple[nn.Module, dict[str, Any]]:
-    """Build the network that a checkpoint describes, in evaluation mode, its weights fixed.
-
-    Returns
-    -------
-    network : Module
-        Built by the architecture and the arguments in the header.
-    header : dict
-        ``network``, ``architecture``, ``arguments``, ``preprocessing`` and ``dataset``.
-
-    Raises
-    ------
-    Refusal
-        When the file is missing, truncated, a pickle, not one of ours, of an architecture that
-        is not here, when its tensors do not fit that architecture, or are not finite.
-    """
+    """The network that a checkpoint describes, in evaluation mode, its weights fixed, and the
+    header: ``network``, ``architecture``, ``arguments``, ``preprocessing`` and ``dataset``. Refused
+    when the file is missing, truncated, a pickle, not one of ours, of an architecture that is not
+    here, when its tensors do not fit that architecture, or are not finite."""
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -281,10 +284,3 @@ def load_checkpoint(path: Path) -> tuple[nn.Module, dict[str, Any]]:
     if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
         raise Refusal(f"{path}: some weights are not finite; train it anew")
     return network.eval().requires_grad_(False), header
-
-
-def checked_finite(values: Mapping[str, float], *, where: str) -> None:
-    """Refuse NaN and infinity in named numbers."""
-    for name, value in values.items():
-        if not math.isfinite(value):
-            raise Refusal(f"{where}: {name} is {value}")

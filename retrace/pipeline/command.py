@@ -63,15 +63,9 @@ def run(
     """Parse the command line of a stage, run it and turn what the user can mend into one line.
 
     What the terminal cannot show, such as a file's name that is no UTF-8, is printed as its escape.
-
-    Parameters
-    ----------
-    main : function
-        The stage; its docstring is the text of ``--help``.
-    name : str, optional
-        What the one positional argument stands for ("network", "run"); without it there is none.
-    arguments : function, optional
-        Adds further arguments to the parser; `main` takes them by keyword.
+    The docstring of `main` is the text of ``--help``; `name` says what the one positional argument
+    stands for ("network", "run"), if there is one; `arguments` adds further ones to the parser,
+    which `main` takes by keyword.
 
     Raises
     ------

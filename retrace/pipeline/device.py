@@ -34,13 +34,8 @@ FACTORIES = frozenset({torch.rand, torch.randn, torch.randint, torch.randperm})
 
 
 def chosen(name: str) -> torch.device:
-    """The device of a name as in params.yaml: ``auto`` is a GPU where there is one.
-
-    Raises
-    ------
-    Refusal
-        When the name is ``cuda`` and there is none.
-    """
+    """The device of a name as in params.yaml: ``auto`` is a GPU where there is one; ``cuda`` is
+    refused where there is none."""
     available = torch.cuda.is_available()
     if name == "cuda" and not available:
         raise Refusal("params.yaml: device = 'cuda': there is none here; allowed are auto and cpu")
@@ -60,7 +55,6 @@ def computing_on(device: torch.device, precision: Precision = "float32") -> Iter
 
     Parameters
     ----------
-    device : device
     precision : "float32" or "mixed"
         Mixed: products of float32 matrices take factors rounded to 8 bits (bfloat16, on a processor
         that gains by it) or 11 (TF32, on a GPU), and sum in float32; elsewhere it changes nothing,
@@ -77,12 +71,8 @@ def computing_on(device: torch.device, precision: Precision = "float32") -> Iter
 
 
 def matmul_precision(device: torch.device, precision: Precision) -> str:
-    """What factors of float32 matrix products are rounded to within `computing_on`.
-
-    Returns
-    -------
-    "float32" (not at all), "bfloat16" or "tf32"
-    """
+    """What factors of float32 matrix products are rounded to within `computing_on`: "float32" (not
+    at all), "bfloat16" or "tf32"."""
     return _probed(device, precision == "mixed")
 
 
@@ -98,13 +88,8 @@ def _probed(device: torch.device, mixed: bool) -> str:
 
 
 def told_by(product: Tensor) -> str:
-    """What the factors of a product were rounded to.
-
-    Parameters
-    ----------
-    product : (`PROBED`, `PROBED`)
-        Of a matrix of `PROBE` and one of 1, both square.
-    """
+    """What the factors were rounded to of a product of two matrices (`PROBED`, `PROBED`), one of
+    `PROBE` and one of 1."""
     entry = float(product[0, 0]) / PROBED
     return min(ROUNDED, key=lambda name: abs(ROUNDED[name] - entry))
 

@@ -8,12 +8,12 @@ stage depends on).
 import inspect
 import re
 import reprlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from importlib import import_module
 from itertools import accumulate
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
 from ruamel.yaml import YAML
@@ -29,14 +29,20 @@ STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*(-[a-z0-9_]+)*$")]
 Row = Annotated[int, Field(ge=0, lt=SIDE)]
 Settings = dict[str, Any]
+Entry = TypeVar("Entry")
 SHOWN = 120  # characters of a refused value
 GIVEN = ("callback", "memory", "beside")  # what `reconstruct` hands to a method beside its settings
 
 
-class Data(BaseModel):
-    """A published dataset, or ``folder``: one's own images at `path`, a folder for each label."""
+class Part(BaseModel):
+    """A part of params.yaml: no unknown key, and no value of another type."""
 
     model_config = STRICT
+
+
+class Data(Part):
+    """A published dataset, or ``folder``: one's own images at `path`, a folder for each label."""
+
     name: Literal["mnist", "fashion-mnist", "kmnist", "digits", "folder"]
     path: str | None = None
     mirror: str | None
@@ -50,18 +56,16 @@ class Data(BaseModel):
         return self
 
 
-class NetworkEntry(BaseModel):
-    model_config = STRICT
+class NetworkEntry(Part):
     architecture: Name
     arguments: Settings = {}
     training: Settings = {}
     precision: Precision = "float32"  # see `retrace.pipeline.device.computing_on`
 
 
-class Rectangle(BaseModel):
+class Rectangle(Part):
     """Missing: the rows first..last of the columns first..last, both ends included."""
 
-    model_config = STRICT
     kind: Literal["rectangle"]
     rows: Annotated[list[Row], Field(min_length=2, max_length=2)]
     columns: Annotated[list[Row], Field(min_length=2, max_length=2)]
@@ -76,19 +80,17 @@ class Rectangle(BaseModel):
         return self
 
 
-class EveryNthRow(BaseModel):
+class EveryNthRow(Part):
     """Missing: every `step`-th row, from `first` on."""
 
-    model_config = STRICT
     kind: Literal["rows"]
     first: Row
     step: Annotated[int, Field(ge=2, le=SIDE)]
 
 
-class RandomPixels(BaseModel):
+class RandomPixels(Part):
     """Missing: `share` of the pixels, drawn for each image anew."""
 
-    model_config = STRICT
     kind: Literal["random"]
     share: Annotated[float, Field(ge=1 / SIDE**2, le=1 - 1 / SIDE**2)]
 
@@ -96,23 +98,20 @@ class RandomPixels(BaseModel):
 Mask = Annotated[Rectangle | EveryNthRow | RandomPixels, Field(discriminator="kind")]
 
 
-class Masks(BaseModel):
-    model_config = STRICT
+class Masks(Part):
     images: Annotated[int, Field(ge=1)]
     seed: Seed
     patterns: Annotated[dict[Name, Mask], Field(min_length=1)]
 
 
-class ProblemEntry(BaseModel):
+class ProblemEntry(Part):
     """What a problem is observed from, beside the test images: a path that a stage makes."""
 
-    model_config = STRICT
     source: str
     settings: Settings = {}
 
 
-class RunEntry(BaseModel):
-    model_config = STRICT
+class RunEntry(Part):
     problem: Name
     method: Name
     network: Name
@@ -120,14 +119,12 @@ class RunEntry(BaseModel):
     precision: Precision = "float32"  # see `retrace.pipeline.device.computing_on`
 
 
-class Scoring(BaseModel):
-    model_config = STRICT
+class Scoring(Part):
     resamples: Annotated[int, Field(ge=100)]
     seed: Seed
 
 
-class Params(BaseModel):
-    model_config = STRICT
+class Params(Part):
     data: Data
     device: Literal["auto", "cpu", "cuda"]
     networks: dict[Name, NetworkEntry]
@@ -172,6 +169,13 @@ def refused(error: BadInput, *, where: str, sections: dict[str, dict[str, Any]])
     return Refusal(f"{where}: {error}")
 
 
+def entry_of(entries: Mapping[str, Entry], name: str, *, section: str) -> Entry:
+    """An entry of a section of params.yaml, refused where there is none of that name."""
+    if name not in entries:
+        raise Refusal(f"{section}.{name}: unknown; allowed are {', '.join(entries)}")
+    return entries[name]
+
+
 def conflict_in(text: str) -> str | None:
     """Where a merge conflict begins in a text, if one does."""
     for number, line in enumerate(text.splitlines(), start=1):
@@ -189,22 +193,11 @@ def depth_of(text: str) -> int:
 
 
 def parse_yaml(content: bytes, *, name: str) -> Any:
-    """What a YAML file holds for DVC, whose reader this is.
+    """What a YAML file, UTF-8, holds for DVC, whose reader this is; the name is for messages.
 
     That is YAML 1.2, where 010 is 10, 1:30 is text and 1e-3 is a number; to PyYAML, which reads
-    YAML 1.1, they are 8, 90 and text.
-
-    Parameters
-    ----------
-    content : bytes
-        UTF-8.
-    name : str
-        Of the file, for the message.
-
-    Raises
-    ------
-    Refusal
-        When it is not YAML, or a merge conflict stands in it.
+    YAML 1.1, they are 8, 90 and text. Refused when it is not YAML, or a merge conflict stands in
+    it.
     """
     try:
         text = content.decode()
@@ -235,14 +228,8 @@ def read_yaml(path: Path) -> Any:
 
 
 def load(path: Path = PARAMS) -> Params:
-    """Read and validate params.yaml.
-
-    Raises
-    ------
-    Refusal
-        When the file is missing, is not YAML, or holds an unknown key, a wrong type or an
-        impossible value.
-    """
+    """Read and validate params.yaml; refused where the file is missing, is not YAML, or holds an
+    unknown key, a wrong type or an impossible value."""
     content = read_yaml(path)
     if not isinstance(content, dict):
         raise Refusal(f"{path} holds {shown(content)}; sections such as data are needed")
@@ -255,20 +242,10 @@ def load(path: Path = PARAMS) -> Params:
 def bind(
     function: Callable[..., Any], settings: Settings, *, where: str, given: tuple[str, ...] = ()
 ) -> Settings:
-    """Check settings against the keyword-only parameters of a function.
+    """Check settings, the section `where` of params.yaml, against the keyword-only parameters of a
+    function, but for those that are `given` by the stage itself; give them with all defaults.
 
     The annotations are the schema: ``steps: Annotated[int, Field(ge=1)]`` refuses 0.
-
-    Parameters
-    ----------
-    function : callable
-        Takes the settings as keyword-only arguments.
-    settings : dict
-        A section of params.yaml.
-    where : str
-        Path of that section, for the message.
-    given : tuple of str
-        Keyword-only parameters that the stage itself supplies.
 
     Raises
     ------
@@ -293,13 +270,8 @@ def _schema(function: Callable[..., Any], given: tuple[str, ...]) -> type[BaseMo
 
 
 def find(kind: str, name: str, *, where: str) -> Any:
-    """Import the module of a network or a method: its file name is the registry.
-
-    Raises
-    ------
-    Refusal
-        When there is no such file; the message lists those that there are.
-    """
+    """Import the module of a network or a method: its file name is the registry; refused, with
+    those that there are, where there is no such file."""
     folder = Path(__file__).parents[1].joinpath(*kind.split("."))
     names = sorted(file.stem for file in folder.glob("[!_]*.py"))
     if name not in names:

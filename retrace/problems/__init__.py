@@ -13,7 +13,7 @@
 A computing stage depends on the one file that it imports, so that drawing is no dependency of it.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from retrace.pipeline.artifacts import (
     checkpoint_path,
@@ -36,6 +36,7 @@ from retrace.pipeline.artifacts import (
     truth_path,
 )
 from retrace.pipeline.command import Refusal
+from retrace.types import Means, Split
 
 Arrays = Mapping[str, NDArray[Any]]
 Scores = dict[str, Any]
@@ -61,14 +62,9 @@ def needed(problem: str, source: str) -> set[str]:
 class Observations(NamedTuple):
     """What a problem gives to methods, and what it keeps from them.
 
-    Attributes
-    ----------
-    given : dict
-        ``observed``, which a method takes; ``dataset``; ``each``, whether every observation has an
-        answer of its own, so that they may be solved in parts; and what else methods may use or
-        what names the observations (``masks``, ``groups``).
-    truth : dict
-        What only scores see.
+    Given are ``observed``, which a method takes; ``dataset``; ``each``, whether every observation
+    has an answer of its own, so that they may be solved in parts; and what else methods may use or
+    what names the observations (``masks``, ``groups``).
     """
 
     given: Arrays
@@ -82,6 +78,12 @@ class Run(NamedTuple):
     record: Mapping[str, Any]
     arrays: Arrays
 
+    def snapshots(self) -> Iterator[tuple[int, NDArray[Any]]]:
+        """Steps and what was seen there; nothing of a method without iterations."""
+        if "snapshots" in self.arrays:
+            steps = self.arrays["snapshot_steps"].tolist()
+            yield from zip(steps, self.arrays["snapshots"], strict=True)
+
 
 def read_network(name: str) -> tuple[nn.Module, dict[str, Any]]:
     """A network in evaluation mode, and the record of its training."""
@@ -90,25 +92,12 @@ def read_network(name: str) -> tuple[nn.Module, dict[str, Any]]:
 
 @dataclass
 class Ground:
-    """What a problem is observed from and scored on. Files are read when they are asked for.
-
-    Attributes
-    ----------
-    problem : str
-    source : str
-        Path of what the problem is observed from, beside the test images; see params.yaml.
-    split : function
-        Images (n, 28, 28) and labels (n,) of "train", "validation" or "test".
-    load : function
-        A network in evaluation mode, and the record of its training, by its name.
-    read : function
-        Arrays of a file, by its path.
-    """
+    """What a problem is observed from and scored on. Files are read when they are asked for."""
 
     problem: str
-    source: str = ""
-    split: Callable[[str], tuple[Tensor, Tensor]] = read_split
-    load: Callable[[str], tuple[nn.Module, dict[str, Any]]] = read_network
+    source: str = ""  # path of what it is observed from, beside the test images; see params.yaml
+    split: Callable[[str], Split] = read_split  # of "train", "validation" or "test"
+    load: Callable[[str], tuple[nn.Module, dict[str, Any]]] = read_network  # by a network's name
     read: Callable[[Path], Arrays] = read_arrays
 
     @cached_property
@@ -137,3 +126,14 @@ class Ground:
                 "a network of the architecture vae is expected"
             )
         return network
+
+
+class BaseScorer:
+    """What a problem's own `Scorer` is made of; it is called with a `Run`."""
+
+    baselines: Scores = {}  # noqa: RUF012 (replaced, not changed)
+
+    def __init__(
+        self, ground: Ground, records: Mapping[str, Mapping[str, Any]], means: Means
+    ) -> None:
+        self.ground, self.records, self.means = ground, records, means

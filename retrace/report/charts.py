@@ -64,14 +64,8 @@ def style(ink: str = INK, line: str = LINE, paper: str = "none") -> Iterator[Non
 
 
 def svg(chart: Chart, *, name: str) -> Markup:
-    """A chart as SVG for the middle of a page; the same chart gives the same text.
-
-    Parameters
-    ----------
-    chart : Chart
-    name : str
-        Salts its identifiers, which must not be those of another chart on the page.
-    """
+    """A chart as SVG for the middle of a page; the same chart gives the same text. The name salts
+    its identifiers, which must not be those of another chart on the page."""
     stream = io.StringIO()
     with style(), matplotlib.rc_context({"svg.hashsalt": name, "svg.fonttype": "none"}):
         figure = chart.draw()
@@ -109,29 +103,11 @@ def pixels(chart: Chart) -> NDArray[np.uint8]:
 
 
 def tradeoff(
-    points: Sequence[Point],
-    *,
-    label: str,
-    form: str,
-    unit: str,
-    caption: str,
-    log: bool = True,
+    points: Sequence[Point], *, label: str, form: str, unit: str, caption: str, log: bool = True
 ) -> list[Chart]:
-    """Quality against seconds, each run a named point, trivial ones grey; nothing of one run.
-
-    Parameters
-    ----------
-    points : list of Point
-    label : str
-        What the values are.
-    form : str
-        How a value is written.
-    unit : str
-        What the seconds are of.
-    caption : str
-    log : bool
-        Whether the values have a logarithmic scale, where all are positive.
-    """
+    """Quality against seconds, each run a named point, trivial ones grey; nothing of one run. The
+    label says what the values are, the form how one is written, the unit what the seconds are of;
+    the values have a logarithmic scale, if wanted, where all are positive."""
 
     def draw() -> Figure:
         figure, axes = pyplot.subplots(figsize=SIZE)
@@ -206,25 +182,11 @@ def lines(
     diagonal: bool = False,
     x_limits: tuple[float, float] | None = None,
 ) -> Figure:
-    """Curves by name, some of them also dashed in the same colour.
+    """Curves by name, some of them also dashed in the same colour; x and y say what the axes show.
 
-    Parameters
-    ----------
-    series, dashed : dict of (x, y)
-    x, y : str
-        What the axes show.
-    marks : bool
-        Whether every value has a marker.
-    y_scale : str
-        "linear" or "log".
-    ticks : list of str
-        Names of the places 0, 1, ... of the horizontal axis.
-    at : float, optional
-        Where a vertical line stands.
-    diagonal : bool
-        Whether a line shows where both axes are equal.
-    x_limits : (float, float), optional
-        Ends of the horizontal axis.
+    If asked for, every value has a marker (`marks`), the places 0, 1, ... of the horizontal axis
+    have names (`ticks`), a vertical line stands `at` a value, and a diagonal where both axes are
+    equal.
     """
     figure, axes = pyplot.subplots(figsize=SIZE)
     for i, (label, curve) in enumerate(series.items()):

@@ -1,7 +1,5 @@
 """Parts of a report as files: tables as Markdown and CSV, galleries, steps and charts as PNG."""
 
-import csv
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,27 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from retrace.pipeline.artifacts import written_whole
+from retrace.pipeline.artifacts import write_rows, written_whole
 from retrace.report import charts
 from retrace.report.model import Cell, Chart, Gallery, Section, Steps, Table
 from retrace.report.pictures import coloured, scale_of, sheet, stacked
 
 LARGE = (6, 10)  # rows and columns of a sheet, at most, whose images are drawn larger
-
-
-def write_text(path: Path, text: str) -> None:
-    with written_whole(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-
-
-def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write a CSV, the keys of all rows in its head; a cell without a value is empty."""
-    text = io.StringIO()
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(path, text.getvalue())
 
 
 def lines(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -215,28 +215,14 @@ class Section:
 
 @dataclass
 class State:
-    """Parameters and files of a pipeline; paths are relative to the working folder.
+    """Parameters and files of a pipeline; paths are relative to the working folder."""
 
-    Attributes
-    ----------
-    runs : dict
-        Entries of params.yaml by name, of which the ``problem`` is read.
-    networks : dict
-        Likewise, of which the names are read.
-    scoring : dict
-        ``resamples`` and ``seed`` of the bootstrap.
-    dataset : str
-    forgiving : bool
-        Whether a missing file leaves a note in `missing`; otherwise it is refused.
-    chosen : dict
-        Which images a gallery shows, once chosen: a second state shows the same.
-    """
-
-    runs: Mapping[str, Mapping[str, Any]]
-    networks: Mapping[str, Any]
-    scoring: Mapping[str, Any]
+    runs: Mapping[str, Mapping[str, Any]]  # of params.yaml, of which the ``problem`` is read
+    networks: Mapping[str, Any]  # of which the names are read
+    scoring: Mapping[str, Any]  # ``resamples`` and ``seed`` of the bootstrap
     dataset: str
-    forgiving: bool = False
+    forgiving: bool = False  # whether a missing file leaves a note in `missing`, else is refused
+    # Which images a gallery shows, once chosen: a second state shows the same.
     chosen: dict[str, dict[str, list[int]]] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
 
@@ -374,6 +360,17 @@ def tabulated(
         for name, scores in runs.items()
     ]
     return Table(title, columns, rows, note)
+
+
+def steps_of(
+    title: str, frames: Iterable[NDArray[Any]], captions: Sequence[str], *, alt: str
+) -> Steps:
+    """Images (S, ...) along the iterations, a line each, whose text counts them."""
+    rows = [
+        Strip(f"{i}", images, alt.format(i), captions=captions if i == 1 else ())
+        for i, images in enumerate(frames, start=1)
+    ]
+    return Steps(title, rows, "The numbers count steps.")
 
 
 def best_of(runs: Mapping[str, Scores], values: Mapping[str, float], *, better: Better) -> str:

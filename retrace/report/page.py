@@ -13,10 +13,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from retrace.git import NoRepository, git
-from retrace.pipeline.artifacts import DATASET, history_path, read_json, record_path
+from retrace.pipeline.artifacts import DATASET, history_path, read_json, record_path, write_text
 from retrace.pipeline.command import Refusal
 from retrace.report import charts, pictures
-from retrace.report.files import write_text
 from retrace.report.model import Section, State
 
 LOCK = Path("dvc.lock")
@@ -119,22 +118,9 @@ def rendered(
     missing: Mapping[str, Sequence[str]] | None = None,
     parameters: Sequence[tuple[str, str, str]] = (),
 ) -> str:
-    """The page as HTML.
-
-    Parameters
-    ----------
-    parts : list of Section
-    title, dataset : str
-    facts : list of (name, value)
-        Of the provenance.
-    seconds : list of (stage, seconds, ...)
-    states : (str, str), optional
-        Names of the two states of a comparison.
-    missing : dict of list of str, optional
-        By state, what could not be shown.
-    parameters : list of (path, value, value)
-        That differ in a comparison.
-    """
+    """The page as HTML: facts are (name, value), seconds (stage, seconds, ...). Of a comparison
+    also the names of the two states, by state what is missing, and parameters (path, value, value)
+    that differ."""
     template = environment().get_template("page.html")
     files = (TEMPLATES / name for name in ("page.css", "page.js"))
     style, script = (file.read_text(encoding="utf-8") for file in files)

@@ -40,22 +40,10 @@ def sheet(
     columns: list[str] | None = None,
     scale: int = 2,
 ) -> Image.Image:
-    """Draw rows of images in [0, 1], each with its caption on the left.
+    """Draw rows of images in [0, 1], (n, h, w) or (n, 3, h, w), each with its caption on the left.
 
-    Parameters
-    ----------
-    rows : dict of (n, h, w) or (n, 3, h, w)
-        By caption, grey or RGB; NaN is drawn in a colour of its own. All rows have as many images.
-    title : str, optional
-        A line above everything.
-    columns : list of str, optional
-        Captions above the columns.
-    scale : int
-        Screen pixels for each image pixel.
-
-    Returns
-    -------
-    PIL image, RGB
+    NaN is drawn in a colour of its own. All rows have as many images; the title stands above
+    everything, the captions of `columns` above these, and `scale` are screen pixels for each pixel.
     """
     font = ImageFont.load_default(size=TEXT)
     left = int(max(font.getlength(caption) for caption in rows)) + 3 * GAP

@@ -1,14 +1,12 @@
 """The table of a sweep, and its figure."""
 
-import csv
-import io
 import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from retrace.pipeline.artifacts import written_whole
+from retrace.pipeline.artifacts import write_rows, written_whole
 from retrace.pipeline.command import Refusal
 from retrace.sweeps.running import Result
 from retrace.sweeps.trials import Figure, Sweep
@@ -39,16 +37,11 @@ def rows_of(sweep: Sweep, results: Sequence[Result]) -> list[Row]:
 def write_table(path: Path, rows: Sequence[Row]) -> None:
     """Write the rows as CSV; lists as JSON."""
     # Of all rows: a refused trial lacks the metrics, and comes first as well as last.
-    names = dict.fromkeys(key for row in rows for key in row if key != "refused")
-    text = io.StringIO()
-    writer = csv.DictWriter(text, [*names, "refused"], restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({key: shown(value) for key, value in row.items()} for row in rows)
-    with written_whole(path) as temporary:
-        temporary.write_text(text.getvalue(), encoding="utf-8")
+    names = [*dict.fromkeys(key for row in rows for key in row if key != "refused"), "refused"]
+    write_rows(path, [{name: written(row.get(name, "")) for name in names} for row in rows])
 
 
-def shown(value: Any) -> Any:
+def written(value: Any) -> Any:
     """A value of a table or a label."""
     if isinstance(value, float):
         return f"{value:.6g}"
@@ -63,7 +56,7 @@ class Values:
         self.rows = [{**row, None: ""} for row in rows]
         self.numbers = {k for k in keys if all(isinstance(row[k], int | float) for row in rows)}
         for row in self.rows:
-            row |= {key: str(shown(row[key])) for key in keys if key not in self.numbers}
+            row |= {key: str(written(row[key])) for key in keys if key not in self.numbers}
 
     def __getitem__(self, key: str | None) -> list[Any]:
         """Values of a key, none twice: numbers by size, others as they come."""
@@ -74,13 +67,7 @@ class Values:
 def draw(
     path: Path, rows: Sequence[Row], keys: Sequence[str], figure: Figure, *, title: str
 ) -> None:
-    """Draw the metric of all trials that were not refused.
-
-    Raises
-    ------
-    Refusal
-        When no trial has that metric.
-    """
+    """Draw the metric of all trials that were not refused; refused where no trial has it."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -164,7 +151,7 @@ def _draw_panel(
             axes.set_xscale("log")
             axes.xaxis.set_minor_formatter("")
         if len(order) <= WIDE:
-            axes.set_xticks(order, [str(shown(value)) for value in order])
+            axes.set_xticks(order, [str(written(value)) for value in order])
             axes.minorticks_off()
     return lines
 
@@ -175,4 +162,4 @@ def short(key: str) -> str:
 
 
 def label(key: str, value: Any) -> str:
-    return f"{short(key)} {shown(value)}"
+    return f"{short(key)} {written(value)}"

@@ -46,7 +46,8 @@ from retrace.pipeline.device import chosen, computing_on
 from retrace.pipeline.params import PARAMS, NetworkEntry, Params, read_yaml
 from retrace.problems import Arrays, Ground, Run, part
 from retrace.sweeps.trials import Sweep, Trial
-from retrace.training import Split, train_network
+from retrace.training import train_network
+from retrace.types import Split
 
 FOLDER = Path("data/sweeps")
 # Files of this package that networks and trials are made by. Where a task runs changes no result:
@@ -137,21 +138,13 @@ class Plan:
 
 
 def make(sweep: Sweep, base: Params, *, name: str) -> tuple[list[Result], int]:
-    """Make what is not there yet of a sweep: networks first, then trials.
+    """Make what is not there yet of a sweep: networks first, then trials; give the results, and how
+    many of them were done before.
 
-    Returns
-    -------
-    results : list of dict
-        Of each trial: ``trial``, its digest; ``started``, ``seconds``; ``refused``, the reason or
-        None; ``params``; and by run ``metrics``, numbers for a table, ``scores``, all of them, and
-        the ``record`` of the reconstruction.
-    before : int
-        How many of them were done before.
-
-    Raises
-    ------
-    Refusal
-        When another sweep is running here, or the engine cannot work.
+    A result has ``trial``, its digest; ``started``, ``seconds``; ``refused``, the reason or None;
+    ``params``; and by run ``metrics``, numbers for a table, ``scores``, all of them, and the
+    ``record`` of the reconstruction. Refused where another sweep is running here, or the engine
+    cannot work.
     """
     FOLDER.mkdir(parents=True, exist_ok=True)
     try:

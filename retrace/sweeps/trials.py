@@ -9,11 +9,11 @@ import math
 from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from retrace.checks import check_networks, check_problems, check_runs
 from retrace.pipeline.command import Refusal
-from retrace.pipeline.params import STRICT, Name, Params, bind, refuse, shown
+from retrace.pipeline.params import Name, Params, Part, bind, refuse, shown
 from retrace.problems import names, needed, part
 from retrace.types import Seed
 
@@ -21,10 +21,9 @@ MOST = 10_000  # trials of one sweep
 VARYING = ("seed", "validation")  # of `data`; another dataset is another repository
 
 
-class Range(BaseModel):
+class Range(Part):
     """Numbers from low to high; whole ones where both ends are. A grid takes so many `points`."""
 
-    model_config = STRICT
     low: int | float
     high: int | float
     scale: Literal["linear", "log"]
@@ -49,11 +48,10 @@ class Range(BaseModel):
         return round(value) if isinstance(self.low, int) and isinstance(self.high, int) else value
 
 
-class Figure(BaseModel):
+class Figure(Part):
     """A metric against a key, a line, column and row for each value of others; without x, against
     every key that varies, a point for each trial."""
 
-    model_config = STRICT
     metric: str
     x: str | None = None
     lines: str | None = None
@@ -81,25 +79,14 @@ class Sweep(NamedTuple):
 
 
 def check_sweeps(params: Params) -> None:
-    """Check every trial of every sweep as params.yaml itself.
-
-    Raises
-    ------
-    Refusal
-        On the first thing that is wrong.
-    """
+    """Check every trial of every sweep as params.yaml itself; refused on the first thing that is
+    wrong."""
     for name in params.sweeps:
         sweep_of(params, name)
 
 
 def sweep_of(params: Params, name: str) -> Sweep:
-    """The sweep of that name.
-
-    Raises
-    ------
-    Refusal
-        When there is none of that name, or when something in it is wrong.
-    """
+    """The sweep of that name; refused where there is none, or something in it is wrong."""
     if name not in params.sweeps:
         allowed = ", ".join(params.sweeps) or "none: params.yaml has no sweeps"
         raise Refusal(f"sweeps.{name}: unknown; allowed are {allowed}")
@@ -134,7 +121,6 @@ def expand(
     vary : list of dict
         Spaces, searched one after the other; in each, keys of params.yaml as dotted paths with a
         list of values, or with a range ``{low, high, scale}``; of a grid also ``points``.
-    figure : Figure
     fixed : dict
         Keys, as dotted paths, that all trials change to one value.
     trials : int

@@ -254,14 +254,8 @@ def charted(scores: Mapping[str, Any]) -> dict[str, float]:
 def publish_sweep(name: str, trials: list[dict[str, Any]], *, files: list[Path]) -> None:
     """Publish a sweep as one run with a child for each trial, once: the same trials add nothing.
 
-    Parameters
-    ----------
-    name : str
-    trials : list of dict
-        ``trial``, its hash; ``values`` that vary; ``metrics``; ``started``, ``seconds``, and
-        ``refused``, the line of a trial that was refused, or None.
-    files : list of Path
-        The table and the picture.
+    A trial has ``trial``, its hash; ``values`` that vary; ``metrics``; ``started``, ``seconds``,
+    and ``refused``, the line of a trial that was refused, or None. The files are table and picture.
     """
     dataset, commit = read_json(DATASET), git_commit()
     text = json.dumps([name, [trial["trial"] for trial in trials]])
@@ -331,13 +325,8 @@ def published_names(stages: Mapping[str, Stage]) -> list[tuple[str, str, Record]
 
 
 def publish() -> tuple[int, int]:
-    """Publish what dvc.lock says; give how many runs were added, and how many were there.
-
-    Raises
-    ------
-    Refusal
-        When dvc.lock or a file of a run is missing or broken, or when the store fails.
-    """
+    """Publish what dvc.lock says; give how many runs were added, and how many were there. Refused
+    where dvc.lock or a file of a run is missing or broken, or the store fails."""
     stages = read_lock()
     prints = fingerprints(stages)
     dataset, commit = read_json(DATASET), git_commit()

@@ -111,15 +111,11 @@ def follow(path: Path) -> None:
 
 @contextmanager
 def store() -> Iterator[MlflowClient]:
-    """Open the store named by MLFLOW_TRACKING_URI, or the SQLite file beside dvc.yaml.
+    """Open the store named by MLFLOW_TRACKING_URI, or the SQLite file beside dvc.yaml; refused
+    where it does not answer.
 
     One process at a time: two that create the SQLite file at once break it, and two that publish
     at once would double the runs.
-
-    Raises
-    ------
-    Refusal
-        When the store does not answer.
     """
     # Relative, so that no character of the repository's own path has a meaning in the URI.
     uri = SERVER or f"sqlite:///{os.path.relpath(root() / 'mlflow.db')}"

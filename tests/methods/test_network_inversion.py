@@ -119,9 +119,8 @@ def scored(network: Any, answer: dict[str, Tensor], method: str, settings: dict[
     def means(values: dict[str, Tensor]) -> dict[str, float]:
         return means_with_intervals(values, resamples=200, seed=0)
 
-    return network_inversion.score(network, arrays, method=method, settings=settings, means=means)[
-        0
-    ]
+    run = network_inversion.Inversion(network, arrays, method, settings)
+    return network_inversion.score(run, means=means)[0]
 
 
 # Regressions
@@ -418,12 +417,10 @@ def test_units_that_do_not_exist_are_refused(
 def test_sensitivity_is_the_slope_of_the_unit(dense: margin.Network, images: Tensor) -> None:
     answer = hidden_unit.reconstruct(dense, images[:9], **UNITS)
     arrays = {key: value.numpy() for key, value in answer.items()}
-    gradient = network_inversion.sensitivity(
-        dense, answer["estimate"], method="hidden_unit", settings=UNITS, arrays=arrays
-    )
+    run = network_inversion.Inversion(dense, arrays, "hidden_unit", UNITS)
     rows = dense.get_parameter("layers.0.weight").double()[answer["unit"]]
     expected = rows.unflatten(1, (28, 28))
-    torch.testing.assert_close(gradient, expected)
+    torch.testing.assert_close(run.sensitivity(), expected)
 
 
 def test_breakpoints_and_newtons_method_find_the_same(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,8 +27,8 @@ from retrace.methods.training_data.row_differences import (
     unit_groups,
 )
 from retrace.methods.training_data.sparse_span import Search, admm, in_box, near, settle
-from retrace.networks.margin import Network, Split, training_set
-from retrace.types import BadInput
+from retrace.networks.margin import Network, training_set
+from retrace.types import BadInput, Split
 
 pytestmark = pytest.mark.numerical
 

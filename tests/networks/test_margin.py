@@ -14,7 +14,6 @@ from torch import Tensor
 
 from retrace.networks.margin import (
     Network,
-    Split,
     descent_step,
     gradient_factors,
     kkt_measures,
@@ -24,7 +23,7 @@ from retrace.networks.margin import (
 from retrace.pipeline.artifacts import load_checkpoint, save_checkpoint
 from retrace.pipeline.command import Refusal
 from retrace.pipeline.params import bind
-from retrace.types import BadInput
+from retrace.types import BadInput, Split
 
 pytestmark = pytest.mark.numerical
 

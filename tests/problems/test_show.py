@@ -19,6 +19,7 @@ from retrace.pipeline.command import Refusal
 from retrace.problems import Ground, Run
 from retrace.problems.imputation import show as imputation
 from retrace.problems.network_inversion import show as network_inversion
+from retrace.problems.network_inversion.score import Inversion
 from retrace.problems.sections import present_state, section_of
 from retrace.problems.training_data import show as training_data
 from retrace.report.files import markdown, steps_sheet
@@ -246,7 +247,7 @@ def test_trajectories_of_an_affine_network(
         "trajectory": np.array([[[1.0]], [[1.5]], [[2.0]]]),
     }
     settings = {"wanted": [0.5], "start": 1.0}
-    run = network_inversion.Run(network, arrays, "affine", settings)
+    run = Inversion(network, arrays, "affine", settings)
     network.weight.fill_(2.0)
     network.bias.fill_(-3.0)
     (chart,) = network_inversion.trajectories({"run": run})
@@ -261,5 +262,5 @@ def test_trajectories_of_an_affine_network(
         halfway = np.asarray(figure.axes[1].get_lines()[1].get_ydata())
         assert halfway[1:] == pytest.approx([1.75] * 40)
     closed = {key: value for key, value in arrays.items() if key != "trajectory"}
-    run = network_inversion.Run(network, closed, "affine", settings)
+    run = Inversion(network, closed, "affine", settings)
     assert len(network_inversion.trajectories({"run": run})) == (activation == "identity")

@@ -12,7 +12,7 @@ import yaml
 from conftest import ROOT, commit, execute
 from PIL import Image
 
-from retrace.report.files import write_rows
+from retrace.pipeline.artifacts import write_rows
 
 TRAINING = "metrics/report/training.csv"
 IMPUTATION = "metrics/report/imputation.csv"

@@ -18,8 +18,6 @@ def reconstruct(network: nn.Module, observed: Tensor, *, callback: Callback = ig
         An autoencoder: (B, 28, 28) to (B, 28, 28).
     observed : (B, 28, 28)
         Complete images in [0, 1].
-    callback : function
-        Not called: there is no iteration to watch.
 
     Returns
     -------

@@ -12,17 +12,11 @@ FACTORED = 4  # images whose weighted matrices are factored together
 
 
 class Problem(NamedTuple):
-    """A decoder and the images whose codes are wanted, in one precision.
+    """A decoder G(z) = σ(W_L tanh(… tanh(W₁ z))) and the images whose codes are wanted, in one
+    precision."""
 
-    Attributes
-    ----------
-    weights : list of (outputs, inputs)
-        From the code to the pixels: G(z) = σ(W_L tanh(… tanh(W₁ z))).
-    images : (B, P)
-    """
-
-    weights: list[Tensor]
-    images: Tensor
+    weights: list[Tensor]  # (outputs, inputs), from the code to the pixels
+    images: Tensor  # (B, P)
 
 
 def problem_of(network: nn.Module, observed: Tensor, *, precision: Float) -> Problem:
@@ -66,26 +60,16 @@ def decode(weights: list[Tensor], codes: Tensor) -> Tensor:
 
 
 def slopes(values: list[Tensor]) -> list[Tensor]:
-    """Derivatives of the activation functions by their arguments: tanh' = 1 − h², σ' = y (1 − y).
-
-    Parameters
-    ----------
-    values : list of (B, units)
-        See `activations`.
-    """
+    """Derivatives of the activation functions by their arguments, at `activations` (B, units):
+    tanh' = 1 − h², σ' = y (1 − y)."""
     *hidden, pixels = values
     return [*(1 - h.square() for h in hidden), pixels * (1 - pixels)]
 
 
 def jacobian(weights: list[Tensor], slopes: list[Tensor]) -> Tensor:
-    """∂ pixel / ∂ value of the code, (B, d, P): ∂h_l/∂z = diag(slope_l) W_l ∂h_{l−1}/∂z.
+    """∂ pixel / ∂ value of the code, (B, d, P), by layers: ∂h_l/∂z = diag(slope_l) W_l ∂h_{l−1}/∂z.
 
     Kept transposed, so that each layer of all images and all derivatives is one matrix product.
-
-    Parameters
-    ----------
-    weights : list of (outputs, inputs)
-    slopes : list of (B, outputs)
     """
     derivatives = slopes[0].unsqueeze(1) * weights[0].T  # (B, d, units)
     for weight, slope in zip(weights[1:], slopes[1:], strict=True):
@@ -125,26 +109,27 @@ def reproduced(pixels: Tensor, images: Tensor) -> Tensor:
     return (pixels - images).abs().amax(dim=1) <= step
 
 
+def answer_of(weights: list[Tensor], images: Tensor, codes: Tensor) -> dict[str, Tensor]:
+    """What a method returns of codes (B, d): ``estimate`` (B, d) float64, ``residual`` (B,), the
+    mean squared difference of decoded and observed pixels, and ``converged`` (B,) bool: whether
+    the image is `reproduced`."""
+    pixels = decode(weights, codes)
+    return {
+        "estimate": codes.double(),
+        "residual": mean_square(pixels, images),
+        "converged": reproduced(pixels, images),
+    }
+
+
 def mean_square(pixels: Tensor, images: Tensor) -> Tensor:
     """Mean squared difference of decoded pixels (B, P) and images (B, P): (B,) float64."""
     return (pixels - images).square().mean(dim=1).double()
 
 
 def weighted_solutions(weight: Tensor, wanted: Tensor, rows: Tensor | None) -> Tensor:
-    """argmin_h ‖diag(rows) (W h − wanted)‖ for each image.
-
-    Parameters
-    ----------
-    weight : (m, n)
-        W; m at least n.
-    wanted : (B, m)
-    rows : (B, m) or None
-        Weights; None weighs all rows alike, so that one factorisation serves all images.
-
-    Returns
-    -------
-    (B, n)
-    """
+    """argmin_h ‖diag(rows) (W h − wanted)‖ for each image: (B, n) of W (m, n), m at least n, of
+    wanted values and weights (B, m). None weighs all rows alike, so that one factorisation serves
+    all."""
     if rows is None:
         orthogonal, triangular = torch.linalg.qr(weight)
         return torch.linalg.solve_triangular(triangular, orthogonal.T @ wanted.T, upper=True).T

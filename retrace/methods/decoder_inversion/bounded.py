@@ -8,11 +8,9 @@ from torch import Tensor, nn
 
 from retrace.methods.decoder_inversion._decoder import (
     Float,
-    decode,
+    answer_of,
     inside,
-    mean_square,
     problem_of,
-    reproduced,
     weighted_solutions,
 )
 from retrace.types import Callback, ignore
@@ -42,21 +40,17 @@ def reconstruct(
         Has ``decoder_weights()``.
     observed : (B, 28, 28)
         In [0, 1].
-    precision : "float32" or "float64"
     output_clamp : float
         Pixels are clamped to [c, 1 − c] before σ⁻¹.
     hidden_clamp : float
         c: hidden values are bounded by 1 − c.
     iterations : int
         Of each layer's solver.
-    callback : function
-        Not called: no step has a code to show.
 
     Returns
     -------
     dict
-        ``estimate`` (B, d) float64, ``residual`` (B,), the mean squared difference of decoded and
-        observed pixels, and ``converged`` (B,) bool: whether the image is reproduced.
+        See `_decoder.answer_of`.
     """
     matrices, images = problem_of(network, observed, precision=precision)
     first, *hidden = matrices
@@ -64,35 +58,17 @@ def reconstruct(
     for weight in reversed(hidden):
         h = box_solutions(weight, wanted, bound=1 - hidden_clamp, iterations=iterations)
         wanted = h.atanh()
-    codes = weighted_solutions(first, wanted, None)
-    pixels = decode(matrices, codes)
-    return {
-        "estimate": codes.double(),
-        "residual": mean_square(pixels, images),
-        "converged": reproduced(pixels, images),
-    }
+    return answer_of(matrices, images, weighted_solutions(first, wanted, None))
 
 
 def box_solutions(weight: Tensor, wanted: Tensor, *, bound: float, iterations: int) -> Tensor:
-    """argmin_h ‖W h − b‖ over |h| ≤ bound, for many b at once.
+    """argmin_h ‖W h − b‖ over |h| ≤ bound: (B, n) of W (m, n), m at least n, for many b (B, m) at
+    once.
 
     Alternating directions (Boyd et al. 2011, section 5.2): the step without bounds is one product
     with a matrix that all b share, (WᵀW + ρI)⁻¹; ρ is the geometric mean of the extreme
     eigenvalues of WᵀW (Ghadimi et al. 2015, arXiv 1306.2454), and steps are over-relaxed by 1.6.
-
-    Parameters
-    ----------
-    weight : (m, n)
-        W; m at least n.
-    wanted : (B, m)
-        b.
-    bound : float
-    iterations : int
-
-    Returns
-    -------
-    (B, n)
-        Within the bounds, always; how near to the optimum depends on the iterations.
+    The answer is always within the bounds; how near to the optimum depends on the iterations.
     """
     gram = weight.T @ weight
     eigenvalues = torch.linalg.eigvalsh(gram)

@@ -3,12 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from retrace.methods.decoder_inversion._decoder import (
-    decode,
-    mean_square,
-    problem_of,
-    reproduced,
-)
+from retrace.methods.decoder_inversion._decoder import answer_of, problem_of
 from retrace.types import Callback, ignore
 
 
@@ -24,20 +19,12 @@ def reconstruct(
         Has ``decoder_weights()`` and ``encode``.
     observed : (B, 28, 28)
         In [0, 1].
-    callback : function
-        Not called: there is no iteration to watch.
 
     Returns
     -------
     dict
-        ``estimate`` (B, d) float64, ``residual`` (B,), the mean squared difference of decoded and
-        observed pixels, and ``converged`` (B,) bool: whether the image is reproduced.
+        See `_decoder.answer_of`.
     """
     weights, images = problem_of(network, observed, precision="float64")
     codes = network.encode(observed.float())[0].double()  # type: ignore[operator]
-    pixels = decode(weights, codes)
-    return {
-        "estimate": codes,
-        "residual": mean_square(pixels, images),
-        "converged": reproduced(pixels, images),
-    }
+    return answer_of(weights, images, codes)

@@ -27,22 +27,12 @@ STEP_SHARE = 0.75  # a step below eps^0.75 of the code's norm changes no digit t
 
 
 class Fit(NamedTuple):
-    """Codes with what was reached, an entry for each image.
+    """Codes with what was reached, an entry for each image."""
 
-    Attributes
-    ----------
-    codes : (B, d)
-    objective : (B,)
-        ‖G(z) − x‖² + λ‖z‖².
-    iterations : (B,)
-    converged : (B,) bool
-        False where the iterations ran out.
-    """
-
-    codes: Tensor
-    objective: Tensor
-    iterations: Tensor
-    converged: Tensor
+    codes: Tensor  # (B, d)
+    objective: Tensor  # (B,): ‖G(z) − x‖² + λ‖z‖²
+    iterations: Tensor  # (B,)
+    converged: Tensor  # (B,) bool, False where the iterations ran out
 
 
 @torch.no_grad()
@@ -82,12 +72,10 @@ def reconstruct(
     penalty : float
         λ; the default was chosen on validation images. 0 gives the codes of images that are on the
         decoder's range exactly.
-    starts : int
     bank : int
         Codes drawn; at least ``starts - 3``.
     screening : int
         Iterations of each start before a further round.
-    rounds : int
     iterations : int
         At most, in each round.
     tolerance : float
@@ -196,31 +184,15 @@ def screened(
 
 
 class State(NamedTuple):
-    """What the images that are not done stand at, an entry for each.
+    """What the images that are not done stand at, an entry for each."""
 
-    Attributes
-    ----------
-    images : (B, P)
-        x.
-    codes : (B, d)
-        z.
-    objective : (B,)
-        F(z) = ‖G(z) − x‖² + λ‖z‖².
-    normal : (B, d, d)
-        JᵀJ + λI, half of the Gauss-Newton matrix of F.
-    gradient : (B, d)
-        g = Jᵀ(G(z) − x) + λz, half of the gradient of F.
-    damping, growth : (B,)
-        μ and ν.
-    """
-
-    images: Tensor
-    codes: Tensor
-    objective: Tensor
-    normal: Tensor
-    gradient: Tensor
-    damping: Tensor
-    growth: Tensor
+    images: Tensor  # x, (B, P)
+    codes: Tensor  # z, (B, d)
+    objective: Tensor  # (B,): F(z) = ‖G(z) − x‖² + λ‖z‖²
+    normal: Tensor  # (B, d, d): JᵀJ + λI, half of the Gauss-Newton matrix of F
+    gradient: Tensor  # (B, d): g = Jᵀ(G(z) − x) + λz, half of the gradient of F
+    damping: Tensor  # μ, (B,)
+    growth: Tensor  # ν, (B,)
 
 
 def levenberg_marquardt(
@@ -232,24 +204,12 @@ def levenberg_marquardt(
     iterations: int,
     tolerance: float,
 ) -> Fit:
-    """Lower F(z) = ‖G(z) − x‖² + λ‖z‖² from given codes, each image with a damping of its own.
+    """Lower F(z) = ‖G(z) − x‖² + λ‖z‖² from codes (B, d), which stay, for images (B, P), each with
+    a damping of its own.
 
     Algorithm 3.16 of Madsen, Nielsen & Tingleff 2004 for all images at once. Those that are done
-    leave the batch, and only steps that were taken need a new Jacobian.
-
-    Parameters
-    ----------
-    weights : list of (outputs, inputs)
-        The decoder's.
-    images : (B, P)
-    codes : (B, d)
-        Not changed.
-    penalty : float
-        λ.
-    iterations : int
-        At most; an iteration is a step that was tried.
-    tolerance : float
-        Share of the objective; see `reconstruct`.
+    leave the batch, and only steps that were taken need a new Jacobian. An iteration is a step that
+    was tried; for the tolerance see `reconstruct`.
     """
     numbers = torch.finfo(codes.dtype)
     smallest_step = numbers.eps**STEP_SHARE
@@ -307,21 +267,12 @@ def objective_of(pixels: Tensor, images: Tensor, codes: Tensor, *, penalty: floa
 def normal_equations(
     weights: list[Tensor], layers: list[Tensor], images: Tensor, codes: Tensor, *, penalty: float
 ) -> tuple[Tensor, Tensor]:
-    """JᵀJ + λI, (B, d, d), and Jᵀ(G(z) − x) + λz, (B, d).
+    """JᵀJ + λI, (B, d, d), and Jᵀ(G(z) − x) + λz, (B, d), of codes z with their `activations`.
 
     The layers of the Jacobian are multiplied in float32, whatever the precision of the rest: that
     halves nearly all of the work. Where the codes end is set by the gradient, which is exact, and
     by the objective. The error of J is some 2⁻²⁴ of its largest singular value; the smallest is
     above a ten-thousandth of that for trained decoders.
-
-    Parameters
-    ----------
-    weights : list of (outputs, inputs)
-    layers : list of (B, outputs)
-        Activations of the codes.
-    images : (B, P)
-    codes : (B, d)
-    penalty : float
     """
     by_layer = slopes(layers)
     gradient = pulled_back(weights, by_layer, layers[-1] - images) + penalty * codes
@@ -334,16 +285,9 @@ def normal_equations(
 
 
 def damped_step(state: State) -> tuple[Tensor, Tensor, Tensor]:
-    """The step h of (JᵀJ + λI + μD) h = −g, D the diagonal of JᵀJ + λI, as Marquardt scales.
-
-    Returns
-    -------
-    step : (B, d)
-        0 where the equations could not be solved.
-    promised : (B,)
-        By how much the quadratic model of F falls: hᵀ(μDh − g).
-    solved : (B,) bool
-    """
+    """The step h, (B, d), of (JᵀJ + λI + μD) h = −g, D the diagonal of JᵀJ + λI, as Marquardt
+    scales; by how much the quadratic model of F falls, hᵀ(μDh − g), (B,); and whether the equations
+    could be solved, (B,): elsewhere the step is 0."""
     numbers = torch.finfo(state.codes.dtype)
     diagonal = state.normal.diagonal(dim1=1, dim2=2)
     scale = diagonal + numbers.eps * diagonal.amax(dim=1, keepdim=True) + numbers.tiny

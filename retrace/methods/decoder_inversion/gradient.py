@@ -6,13 +6,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from retrace.methods.decoder_inversion._decoder import (
-    Float,
-    decode,
-    mean_square,
-    problem_of,
-    reproduced,
-)
+from retrace.methods.decoder_inversion._decoder import Float, answer_of, decode, problem_of
 from retrace.types import Callback, Seed, ignore
 
 
@@ -36,10 +30,8 @@ def reconstruct(
         Has ``decoder_weights()`` and ``encode``.
     observed : (B, 28, 28)
         In [0, 1].
-    precision : "float32" or "float64"
     penalty : float
         λ.
-    steps : int
     learning_rate : float
         Adam's.
     restarts : int
@@ -47,14 +39,11 @@ def reconstruct(
         with the lowest final objective is kept.
     seed : int
         Of the draws.
-    callback : function
-        Called before each step and at the end, steps + 1 times.
 
     Returns
     -------
     dict
-        ``estimate`` (B, d) float64, ``residual`` (B,), the mean squared difference of decoded and
-        observed pixels, and ``converged`` (B,) bool: whether the image is reproduced.
+        See `_decoder.answer_of`.
     """
     weights, images = problem_of(network, observed, precision=precision)
     with torch.no_grad():
@@ -74,9 +63,4 @@ def reconstruct(
             optimiser.zero_grad()
             objective.sum().backward()
             optimiser.step()
-    pixels = decode(weights, best)
-    return {
-        "estimate": best.double(),
-        "residual": mean_square(pixels, images),
-        "converged": reproduced(pixels, images),
-    }
+    return answer_of(weights, images, best)

@@ -41,7 +41,6 @@ def reconstruct(
         Has ``decoder_weights()``.
     observed : (B, 28, 28)
         In [0, 1].
-    precision : "float32" or "float64"
     output_clamp : float
         Pixels are clamped to [c, 1 − c] before σ⁻¹. 0 clamps at what the precision can represent
         inside (0, 1), which changes no output of the decoder but a rounded 0 or 1.
@@ -51,8 +50,6 @@ def reconstruct(
         Weigh each row of the least squares by the inverse of the error that the inverse activation
         amplifies. For tanh⁻¹ that is 1 − h². For σ⁻¹ and an absolute error of the pixel (8-bit
         images) it is x (1 − x); for a relative one (floating point) 1 − x. "none" is W⁺ itself.
-    callback : function
-        Not called: nothing is iterated.
 
     Returns
     -------
@@ -70,7 +67,4 @@ def reconstruct(
         wanted = h.atanh()
         rows = None if weights == "none" else (1 - h) * (1 + h)
     codes = weighted_solutions(first, wanted, rows)
-    return {
-        "estimate": codes.double(),
-        "converged": reproduced(decode(matrices, codes), images),
-    }
+    return {"estimate": codes.double(), "converged": reproduced(decode(matrices, codes), images)}

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, max_pool2d, softplus
 from torch.optim.lr_scheduler import LambdaLR
 
-from retrace.methods.imputation.ridge import completed
+from retrace.methods.imputation.ridge import completed, conditional_mean
 from retrace.types import Callback, ignore
 
 BETAS = (0.9, 0.99)  # Adam's; the second forgets sooner than usual, since the search is short
@@ -40,24 +40,12 @@ class Prior(Protocol):
 
 
 class Energy(NamedTuple):
-    """−log p(z, x_k) of B images but for constants, and what it is made of.
+    """−log p(z, x_k) of B images but for constants, and what it is made of."""
 
-    Attributes
-    ----------
-    decoder : Sequential
-        (..., d) codes to (..., 784) logits: linear layers with ReLU between them.
-    seen : (q,) int64
-        Pixels that are known in some image: the others' logits are not needed.
-    pixels : (B, q)
-        0 where missing.
-    weight : (B, q)
-        β where known, 0 where missing.
-    """
-
-    decoder: nn.Sequential
-    seen: Tensor
-    pixels: Tensor
-    weight: Tensor
+    decoder: nn.Sequential  # (..., d) codes to (..., 784) logits: linear layers, ReLU between them
+    seen: Tensor  # (q,) int64, known in some image: the other pixels' logits are not needed
+    pixels: Tensor  # (B, q), 0 where missing
+    weight: Tensor  # (B, q), β where known, 0 where missing
 
     @classmethod
     def of(
@@ -183,6 +171,27 @@ class Search(NamedTuple):
         )
 
 
+def ridge_completion(network: Prior, observed: Tensor, *, penalty: float) -> Tensor:
+    """(B, 784) float64: where searches start, the `ridge` of (B, 28, 28) by the prior's moments."""
+    return conditional_mean(
+        observed.flatten(1),
+        mean=network.mean.flatten(),
+        covariance=network.covariance,
+        penalty=penalty,
+    )
+
+
+def with_residual(network: Prior, observed: Tensor, decoded: Tensor, *, penalty: float) -> Tensor:
+    """Decoded images (B, 784), and the Gaussian regression of what the decoder leaves of an image
+    from the known pixels of (B, 28, 28), in which that is seen, to the missing ones."""
+    return decoded + conditional_mean(
+        observed.flatten(1) - decoded,
+        mean=network.residual_mean,
+        covariance=network.residual_covariance,
+        penalty=penalty,
+    ).to(decoded.dtype)
+
+
 def scattered(observed: Tensor) -> Tensor:
     """Whether known pixels lie among the missing ones, for each of (B, 28, 28): (B,) bool.
 
@@ -202,12 +211,7 @@ def by_kind(observed: Tensor, blocks: float, among: float) -> Tensor:
 
 @torch.no_grad()
 def descend(
-    energy: Energy,
-    codes: Tensor,
-    *,
-    steps: int,
-    learning_rate: float,
-    callback: Callback = ignore,
+    energy: Energy, codes: Tensor, *, steps: int, learning_rate: float, callback: Callback = ignore
 ) -> Modes:
     """Lower the energy from codes (K, B, d) with Adam, its step going down to 0 as a cosine.
 
@@ -229,20 +233,11 @@ def descend(
 
 
 class Proposal(NamedTuple):
-    """A mixture of Gaussians around K modes for each of B images.
+    """A mixture of Gaussians around K modes for each of B images."""
 
-    Attributes
-    ----------
-    modes : (K, B, d)
-    factors : (K, B, d, d)
-        Lower Cholesky factors of the precisions.
-    weights : (K, B)
-        Sum to 1 over K.
-    """
-
-    modes: Tensor
-    factors: Tensor
-    weights: Tensor
+    modes: Tensor  # (K, B, d)
+    factors: Tensor  # (K, B, d, d), lower Cholesky factors of the precisions
+    weights: Tensor  # (K, B), whose sums over K are 1
 
     def draw(self, samples: int, generator: torch.Generator) -> Tensor:
         """(S, B, d) samples."""

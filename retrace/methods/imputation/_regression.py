@@ -7,7 +7,8 @@ from torch import Tensor
 
 
 class Regression:
-    """C_·k (C_kk + λI)⁻¹ r_k, for rows r that each know values k of their own.
+    """C_·k (C_kk + λI)⁻¹ r_k, for rows r that each know values k (B, n) of their own; C (n, n), in
+    whose type all is computed, and λ the penalty.
 
     Solved by whichever of two blocks is smaller, that of the known values or that of the missing
     ones u: with Q = (C + λI)⁻¹, one for all rows,
@@ -16,21 +17,7 @@ class Regression:
 
     (the inverse of a partitioned matrix; Bishop 2006, "Pattern Recognition and Machine Learning",
     equations 2.76 to 2.79). Values that no row knows are left out of C first, so that for rows of
-    one mask nothing but Q is needed.
-
-    Parameters
-    ----------
-    covariance : (n, n)
-        C; all is computed in its type.
-    known : (B, n) bool
-    penalty : float
-        λ.
-
-    Attributes
-    ----------
-    seen : (q,) int64
-        Values that are known in some row.
-    known : (B, q) bool
+    one mask nothing but Q is needed: `seen` (q,) are the others, and `known` (B, q) is of them.
     """
 
     def __init__(self, covariance: Tensor, known: Tensor, *, penalty: float) -> None:
@@ -59,19 +46,8 @@ class Regression:
 
 
 def solved(system: Tensor, blocks: Tensor, right: Tensor) -> Tensor:
-    """A_kk⁻¹ r_k of each row r, k being its block, and 0 elsewhere.
-
-    Parameters
-    ----------
-    system : (q, q)
-        A, symmetric and positive definite.
-    blocks : (B, q) bool
-    right : (..., B, q)
-
-    Returns
-    -------
-    (..., B, q)
-    """
+    """A_kk⁻¹ r_k of each row r of (..., B, q), k being its block of (B, q), and 0 elsewhere; A (q,
+    q) is symmetric and positive definite."""
     solution = torch.zeros_like(right)
     if not blocks.any():
         return solution

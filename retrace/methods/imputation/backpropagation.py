@@ -44,12 +44,10 @@ def reconstruct(
         An autoencoder: (B, 28, 28) to (B, 28, 28), with the training images' ``mean``.
     observed : (B, 28, 28)
         NaN where a pixel is missing.
-    objective : "known", "whole" or "masked_target"
     start : "zero", "mean" or "noise"
         Initial missing pixels; noise is uniform in [0, 1].
     answer : "input" or "output"
         The optimised x, or f(x).
-    steps : int
     learning_rate : float
         Adam's, in pixel units.
     restarts : int
@@ -57,8 +55,6 @@ def reconstruct(
         sense with noise only.
     seed : int
         Of the noise.
-    callback : function
-        Called before each step and at the end, steps + 1 times.
 
     Returns
     -------

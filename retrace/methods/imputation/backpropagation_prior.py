@@ -6,7 +6,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from retrace.methods.imputation import _latent, ridge
+from retrace.methods.imputation import _latent
+from retrace.methods.imputation.ridge import completed
 from retrace.types import Callback, ignore
 
 
@@ -46,24 +47,16 @@ def reconstruct(
         λ of the residual's regression, likewise.
     answer : "output" or "corrected"
         G(E(x)); or that plus a Gaussian regression of its residual from known to missing pixels.
-    steps : int
     learning_rate : float
         Adam's, in pixel units.
-    callback : function
-        Called before each step and at the end, steps + 1 times.
 
     Returns
     -------
     (B, 28, 28)
     """
     missing = observed.isnan()
-    start = ridge.conditional_mean(
-        observed.flatten(1),
-        mean=network.mean.flatten(),
-        covariance=network.covariance,
-        penalty=start_penalty,
-    )
-    x = ridge.completed(observed, start).requires_grad_()
+    start = _latent.ridge_completion(network, observed, penalty=start_penalty)
+    x = completed(observed, start).requires_grad_()
     likelihood = _latent.by_kind(observed, likelihood_blocks, likelihood_scattered)
     energy = _latent.Energy.of(network.decoder, observed, likelihood=likelihood)
     optimiser = torch.optim.Adam([x], lr=learning_rate, fused=True)
@@ -80,10 +73,5 @@ def reconstruct(
             with torch.no_grad():
                 x.clamp_(0, 1)
     if answer == "corrected":
-        estimate = estimate + ridge.conditional_mean(
-            observed.flatten(1) - estimate,
-            mean=network.residual_mean,
-            covariance=network.residual_covariance,
-            penalty=residual_penalty,
-        ).to(estimate.dtype)
+        estimate = _latent.with_residual(network, observed, estimate, penalty=residual_penalty)
     return estimate.clamp(0, 1).unflatten(1, (28, 28))

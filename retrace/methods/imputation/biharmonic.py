@@ -17,8 +17,6 @@ def reconstruct(network: nn.Module, observed: Tensor, *, callback: Callback = ig
         Not used.
     observed : (B, 28, 28)
         NaN where a pixel is missing.
-    callback : function
-        Not called: there is no iteration to watch.
 
     Returns
     -------

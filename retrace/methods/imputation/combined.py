@@ -6,7 +6,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from retrace.methods.imputation import _latent, mixture, ridge
+from retrace.methods.imputation import _latent, mixture
 from retrace.types import Callback, Seed, ignore
 
 BATCH = 250  # images at once: the samples' logits, (samples, 250, 784), are what needs the memory
@@ -57,7 +57,6 @@ def reconstruct(
         the missing ones (see `_latent.scattered`).
     starts : int
         Of the search for modes, for each image.
-    search_steps : int
     learning_rate : float
         Of the search, in units of the code.
     samples : int
@@ -72,8 +71,6 @@ def reconstruct(
         τ, in pixel units.
     seed : int
         Of starts and samples.
-    callback : function
-        Not called.
 
     Returns
     -------
@@ -85,52 +82,27 @@ def reconstruct(
     )
     estimates = []
     for batch in observed.split(BATCH):
-        values = batch.flatten(1)
-        statistics = mixture.conditional_mean(network, values, penalty=mixture_penalty).float()
-        decoded = decoded_mean(
-            network, batch, statistics, search=search, samples=samples, generator=generator
+        statistics = mixture.conditional_mean(network, batch.flatten(1), penalty=mixture_penalty)
+        statistics = statistics.float()
+        modes = search.modes(network, batch, statistics, generator)
+        sampled = _latent.importance(
+            modes.energy, _latent.laplace(modes), samples=samples, generator=generator
         )
-        decoded += ridge.conditional_mean(
-            values - decoded,
-            mean=network.residual_mean,
-            covariance=network.residual_covariance,
-            penalty=residual_penalty,
-        ).float()
+        decoded = (modes.decoded().mean() + sampled.mean()) / 2
+        decoded = _latent.with_residual(network, batch, decoded, penalty=residual_penalty)
         weight = _latent.by_kind(batch, mixture_blocks, mixture_scattered).unsqueeze(1)
         estimates.append(torch.lerp(decoded, statistics, weight).unflatten(1, (28, 28)))
     threshold = _latent.by_kind(observed, threshold_blocks, threshold_scattered)
     return darkened(torch.cat(estimates), threshold=threshold.view(-1, 1, 1))
 
 
-def decoded_mean(
-    network: _latent.Prior,
-    observed: Tensor,
-    completion: Tensor,
-    *,
-    search: _latent.Search,
-    samples: int,
-    generator: torch.Generator,
-) -> Tensor:
-    """Step 2 of `reconstruct`, (B, 784): half the modes' average, half the posterior's mean."""
-    modes = search.modes(network, observed, completion, generator)
-    sampled = _latent.importance(
-        modes.energy, _latent.laplace(modes), samples=samples, generator=generator
-    )
-    return (modes.decoded().mean() + sampled.mean()) / 2
-
-
 def darkened(estimate: Tensor, *, threshold: Tensor) -> Tensor:
-    """Take faint values down: v ↦ v · min(1, v / τ), continuous, monotone, 0 below 0.
+    """Take faint values of (B, 28, 28) down: v ↦ v · min(1, v / τ), continuous, monotone, 0 below
+    0; τ (B, 1, 1) of 0 changes nothing but the range.
 
     Where a pixel is black in most images and bright in few, the mean is a faint grey, which is no
     image's; the median is black. That costs hardly any squared error, while SSIM, which compares
     local contrast, counts every grey window of a black background.
-
-    Parameters
-    ----------
-    estimate : (B, 28, 28)
-    threshold : (B, 1, 1)
-        τ; 0 changes nothing but the range.
     """
     clipped = estimate.clamp(0, 1)
     return clipped * (clipped / threshold.clamp(min=1e-12)).clamp(max=1)

@@ -83,9 +83,6 @@ def reconstruct(
         Of each image: what mean, deviation and intervals are taken from.
     completions : int
         Of each image that are returned.
-    seed : int
-    callback : function
-        Not called.
 
     Returns
     -------
@@ -142,23 +139,12 @@ class Gaussian(NamedTuple):
 
 
 class Known(NamedTuple):
-    """The known pixels of b images.
+    """The known pixels of b images."""
 
-    Attributes
-    ----------
-    values : (b, q)
-        Of the pixels that are known in some image, less the mean image's; NaN where missing.
-    where : (b, q) bool
-    basis : (q, 784)
-        Rows of the denoiser's.
-    penalty : float
-        λ.
-    """
-
-    values: Tensor
-    where: Tensor
-    basis: Tensor
-    penalty: float
+    values: Tensor  # (b, q), known in some image, less the mean image's; NaN where missing
+    where: Tensor  # (b, q) bool
+    basis: Tensor  # (q, 784), rows of the denoiser's
+    penalty: float  # λ
 
     @classmethod
     def of(

@@ -23,9 +23,6 @@ def reconstruct(
         Has ``mean``, the (28, 28) mean of the training images.
     observed : (B, 28, 28)
         NaN where a pixel is missing.
-    value : "zero" or "mean"
-    callback : function
-        Not called: there is no iteration to watch.
 
     Returns
     -------

@@ -28,8 +28,6 @@ def reconstruct(
         NaN where a pixel is missing.
     neighbours : int
         At most n count.
-    callback : function
-        Not called: there is no iteration to watch.
 
     Returns
     -------

@@ -6,7 +6,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from retrace.methods.imputation import _latent, ridge
+from retrace.methods.imputation import _latent
 from retrace.types import Callback, Seed, ignore
 
 
@@ -43,26 +43,18 @@ def reconstruct(
         start; the others are drawn from the prior.
     restarts : int
         Starts of each image, searched in one batch.
-    steps : int
     learning_rate : float
         Adam's, in units of the code.
     answer : "best" or "average"
         What the code with the lowest energy decodes to; or the average over starts by exp(−energy).
     seed : int
         Of the starts.
-    callback : function
-        Called before each step and at the end, steps + 1 times.
 
     Returns
     -------
     (B, 28, 28)
     """
-    completion = ridge.conditional_mean(
-        observed.flatten(1),
-        mean=network.mean.flatten(),
-        covariance=network.covariance,
-        penalty=start_penalty,
-    )
+    completion = _latent.ridge_completion(network, observed, penalty=start_penalty)
     search = _latent.Search(likelihood_blocks, likelihood_scattered, restarts, steps, learning_rate)
     generator = torch.Generator().manual_seed(seed)
     modes = search.modes(network, observed, completion, generator, callback)

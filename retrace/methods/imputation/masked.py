@@ -16,8 +16,6 @@ def reconstruct(network: nn.Module, observed: Tensor, *, callback: Callback = ig
         Takes (B, 28, 28) images with NaN where a pixel is missing; see `retrace.networks.masked`.
     observed : (B, 28, 28)
         NaN where a pixel is missing.
-    callback : function
-        Not called: there is no iteration to watch.
 
     Returns
     -------

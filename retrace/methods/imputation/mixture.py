@@ -34,8 +34,6 @@ def reconstruct(
         NaN where a pixel is missing.
     penalty : float
         λ, in squared pixel units: the variance of noise on every known pixel.
-    callback : function
-        Not called: there is no iteration to watch.
 
     Returns
     -------
@@ -47,32 +45,19 @@ def reconstruct(
 
 
 def conditional_mean(network: Prior, values: Tensor, *, penalty: float) -> Tensor:
-    """E[x | x_k] of each row x, k being its known pixels.
+    """E[x | x_k] of each row x of (B, 784), NaN where a pixel is missing, k being its known pixels:
+    (B, 784) float64, not clipped.
 
     The mixture is x = m + V t + e with orthonormal axes V (784, p), t from component c with
     probability π_c and then N(μ_c, Σ_c), and e ~ N(0, R), R = C − V VᵀCV Vᵀ being what the axes
-    leave of the covariance C. With Ψ = R_kk + λI, M = V_kᵀ Ψ⁻¹ V_k and b = V_kᵀ Ψ⁻¹ (x_k − m_k),
-    component c has
+    leave of the covariance C. With Ψ = R_kk + λI, λ the penalty, M = V_kᵀ Ψ⁻¹ V_k and
+    b = V_kᵀ Ψ⁻¹ (x_k − m_k), component c has
 
     - precision S_c = Σ_c⁻¹ + M and mean t_c = S_c⁻¹ (Σ_c⁻¹ μ_c + b) of t given x_k,
     - evidence log p(x_k | c) = −½ (log|Σ_c| + log|S_c| + μ_cᵀ Σ_c⁻¹ μ_c − t_cᵀ S_c t_c) + const,
 
     by which the means are weighted (Bishop 2006, "Pattern Recognition and Machine Learning",
     equations 2.116 and 9.23); then E[x | x_k] = m + V t + R_·k Ψ⁻¹ (x_k − m_k − V_k t).
-
-    Parameters
-    ----------
-    network : Module
-        See `reconstruct`.
-    values : (B, 784)
-        NaN where a pixel is missing.
-    penalty : float
-        λ.
-
-    Returns
-    -------
-    (B, 784) float64
-        Not clipped.
     """
     mean, covariance = network.mean.flatten().double(), network.covariance
     basis, components = network.basis, Components(network)

@@ -28,8 +28,6 @@ def reconstruct(
         NaN where a pixel is missing.
     start : "zero" or "mean"
         What the missing pixels are filled with.
-    callback : function
-        Not called: there is no iteration to watch.
 
     Returns
     -------

@@ -51,7 +51,6 @@ def reconstruct(
         See `retrace.networks.prior`.
     observed : (B, 28, 28)
         NaN where a pixel is missing.
-    sampler : "importance" or "pseudo_gibbs"
     noise : "none" or "gaussian"
         Samples are decoded codes G(z); or G(z) plus a draw of the residual x − G(z), a Gaussian
         with the training images' moments, given the known pixels.
@@ -65,9 +64,6 @@ def reconstruct(
         Of each image: what mean, deviation and intervals are taken from.
     completions : int
         Of each image that are returned.
-    seed : int
-    callback : function
-        Not called.
 
     Returns
     -------
@@ -83,12 +79,7 @@ def reconstruct(
     )
     answers: list[dict[str, Tensor]] = []
     for batch in observed.split(BATCH):
-        completion = ridge.conditional_mean(
-            batch.flatten(1),
-            mean=network.mean.flatten(),
-            covariance=network.covariance,
-            penalty=penalty,
-        ).float()
+        completion = _latent.ridge_completion(network, batch, penalty=penalty).float()
         if sampler == "importance":
             modes = search.modes(network, batch, completion, generator)
             drawn = _latent.importance(
@@ -119,19 +110,8 @@ def pseudo_gibbs(
     chains: int,
     generator: torch.Generator,
 ) -> _latent.Images:
-    """Images that chains decode after so many rounds; see `reconstruct`.
-
-    Parameters
-    ----------
-    network : Module
-        Has ``encode`` and ``decode``.
-    observed : (B, 28, 28)
-        NaN where a pixel is missing.
-    completion : (B, 784)
-        The state that all chains start from.
-    rounds, chains : int
-    generator : Generator
-    """
+    """Images that chains decode after so many rounds, all of them from a completion (B, 784) of
+    (B, 28, 28), NaN where a pixel is missing; see `reconstruct`."""
     missing = observed.isnan()
     state = ridge.completed(observed, completion).repeat(chains, 1, 1)  # (chains·B, 28, 28)
     gaps, known = missing.repeat(chains, 1, 1), observed.repeat(chains, 1, 1)
@@ -154,21 +134,12 @@ def resampled(drawn: _latent.Images, generator: torch.Generator) -> Tensor:
 
 
 class Residual(NamedTuple):
-    """What the decoder leaves of an image, x − G(z): a Gaussian.
+    """What the decoder leaves of an image, x − G(z): a Gaussian, in float32."""
 
-    Attributes
-    ----------
-    mean, covariance : (784,), (784, 784) float32
-    root : (784, 784) float32
-        R with R Rᵀ the covariance.
-    penalty : float
-        λ of the regression on the known pixels.
-    """
-
-    mean: Tensor
-    covariance: Tensor
-    root: Tensor
-    penalty: float
+    mean: Tensor  # (784,)
+    covariance: Tensor  # (784, 784)
+    root: Tensor  # R, (784, 784), with R Rᵀ the covariance
+    penalty: float  # λ of the regression on the known pixels
 
     @classmethod
     def of(cls, network: _latent.Prior, *, penalty: float) -> "Residual":
@@ -203,15 +174,8 @@ class Residual(NamedTuple):
 
 
 def described(drawn: Tensor, *, completions: int) -> dict[str, Tensor]:
-    """``deviation``, ``quantiles`` and ``samples`` as `reconstruct` returns them.
-
-    Parameters
-    ----------
-    drawn : (S, B, 784)
-        Samples in [0, 1], all of one weight; S at least 2.
-    completions : int
-        The first so many are returned.
-    """
+    """``deviation``, ``quantiles`` and ``samples`` as `reconstruct` returns them, of samples (S, B,
+    784) in [0, 1], all of one weight, S at least 2."""
     levels = torch.tensor(LEVELS)
     return {
         "deviation": drawn.std(dim=0).unflatten(1, (28, 28)).half(),

@@ -32,8 +32,6 @@ def reconstruct(
         NaN where a pixel is missing.
     penalty : float
         λ, in squared pixel units.
-    callback : function
-        Not called: there is no iteration to watch.
 
     Returns
     -------
@@ -49,21 +47,9 @@ def reconstruct(
 
 
 def conditional_mean(values: Tensor, *, mean: Tensor, covariance: Tensor, penalty: float) -> Tensor:
-    """m + C_·k (C_kk + λI)⁻¹ (x_k − m_k) for each row x, k being its known values.
-
-    Parameters
-    ----------
-    values : (B, n)
-        NaN where a value is missing.
-    mean, covariance : (n,), (n, n)
-    penalty : float
-        λ.
-
-    Returns
-    -------
-    (B, n), of the covariance's type
-        Not clipped; the known values are smoothed by λ too.
-    """
+    """m + C_·k (C_kk + λI)⁻¹ (x_k − m_k) for each row x of (B, n), NaN where a value is missing, k
+    being its known values: (B, n) of the covariance's type, not clipped; the known values are
+    smoothed by λ too."""
     mean = mean.to(covariance.dtype)
     regression = Regression(covariance, ~values.isnan(), penalty=penalty)
     return mean + regression(values.to(covariance.dtype) - mean)

@@ -1,13 +1,14 @@
 """Descent on the input where the output is no affine function of it: planes drawn step by step."""
 
+import copy
 from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from retrace.methods.network_inversion._nearest import box_range, nearest, violation
-from retrace.types import Callback
+from retrace.types import BadInput, Callback
 
 EXACT = 1e-9  # of the larger of 1 and the wanted value: such an output counts as the wanted one
 PULL = 3  # every so many steps also go towards the start
@@ -17,20 +18,26 @@ Function = Callable[[Tensor], Tensor]
 
 
 class Descent(NamedTuple):
-    """Where it ended.
+    """Where it ended."""
 
-    Attributes
-    ----------
-    point : (B, n)
-    reached : (B,) bool
-        Whether the output is the wanted one (`EXACT`).
-    iterations : (B,) int64
-        Steps until the point was found.
+    point: Tensor  # (B, n)
+    reached: Tensor  # (B,) bool, whether the output is the wanted one (`EXACT`)
+    iterations: Tensor  # (B,) int64, steps until the point was found
+
+
+def prepared(network: nn.Module, observed: Tensor, images: int | None) -> tuple[nn.Module, Tensor]:
+    """A copy of the network and the first so many observed images, or all of them, in float64.
+
+    Raises
+    ------
+    BadInput
+        When there are fewer images.
     """
-
-    point: Tensor
-    reached: Tensor
-    iterations: Tensor
+    images = images or len(observed)
+    if images > len(observed):
+        raise BadInput(f"images = {images}: {len(observed)} are observed")
+    whole = copy.deepcopy(network).double().eval().requires_grad_(False)
+    return whole, observed[:images].double()
 
 
 def value_and_gradient(function: Function, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -50,25 +57,16 @@ def nearest_by_planes(
     steps: int,
     callback: Callback,
 ) -> Descent:
-    """A point of [0, 1]ⁿ near the start whose output is the wanted one, for all rows at once.
+    """A point of [0, 1]ⁿ near the start (B, n) whose output is the wanted one, for all rows at
+    once.
 
-    In each step the output is replaced by its tangent plane, for which the nearest point in the
-    box is known exactly: seen from the present point, which leads to the wanted output quickly, and
-    in every third step also from the start, which takes back what was not needed. Both are mixed by
-    their distances (the fast adaptive boundary attack of Croce & Hein 2020, arXiv 1907.02044). The
-    nearest point that gave the wanted output is kept: a local optimum, not certainly the nearest.
-
-    Parameters
-    ----------
-    function : function
-        (B, n) to (B,), differentiable.
-    start : (B, n) float64
-        In the box.
-    wanted, relation : (B,)
-        See `_nearest.nearest`.
-    steps : int
-    callback : function
-        Called before each step and at the end with what is left of the error and the point.
+    In each step the output of the function, (B, n) to (B,), is replaced by its tangent plane, for
+    which the nearest point in the box is known exactly (see `_nearest.nearest`): seen from the
+    present point, which leads to the wanted output quickly, and in every third step also from the
+    start, which takes back what was not needed. Both are mixed by their distances (the fast
+    adaptive boundary attack of Croce & Hein 2020, arXiv 1907.02044). The nearest point that gave
+    the wanted output is kept: a local optimum, not certainly the nearest. The callback is called
+    with what is left of the error and the point.
     """
     x = start
     best, closest = start, torch.full_like(wanted, torch.inf)

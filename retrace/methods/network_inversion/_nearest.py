@@ -14,18 +14,10 @@ ROUNDED = 2  # units of rounding of w·x that count as none
 
 
 class Nearest(NamedTuple):
-    """What was asked for, where it exists.
+    """What was asked for, where it exists."""
 
-    Attributes
-    ----------
-    point : (B, n)
-        The nearest points; the start where there is none.
-    feasible : (B,) bool
-        Whether there is one.
-    """
-
-    point: Tensor
-    feasible: Tensor
+    point: Tensor  # (B, n); the start where there is none
+    feasible: Tensor  # (B,) bool, whether there is one
 
 
 def box_range(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
@@ -46,23 +38,15 @@ def nearest(
 ) -> Nearest:
     """The point nearest to x₀ among {x : w·x + b = v}, {… <= v} or {… >= v}, all rows at once.
 
-    Without the box it is x₀ + λ w with λ = (v − b − w·x₀) / |w|². In the box it is
-    x(λ) = clip(x₀ + λ w, 0, 1) by the conditions of Karush, Kuhn and Tucker, and w·x(λ) is
-    non-decreasing and piecewise linear in λ. Newton's method mostly finds the piece in eight steps,
-    and from there the solution but for rounding; where it does not, a binary search over the 2n
-    breakpoints does, and the point follows by interpolation.
+    Without the box it is x₀ + λ w with λ = (v − b − w·x₀) / |w|². In the box, where x has to lie in
+    [0, 1]ⁿ and the start need not, it is x(λ) = clip(x₀ + λ w, 0, 1) by the conditions of Karush,
+    Kuhn and Tucker, and w·x(λ) is non-decreasing and piecewise linear in λ. Newton's method mostly
+    finds the piece in eight steps, and from there the solution but for rounding; where it does not,
+    a binary search over the 2n breakpoints does, and the point follows by interpolation.
 
     There is such a point in the box if and only if v lies in the range of w·x + b over the box,
-    which is known exactly (`box_range`), up to the rounding of that sum.
-
-    Parameters
-    ----------
-    start, weight : (B, n) float64
-    bias, wanted : (B,) float64
-    relation : (B,) int
-        `EQUAL`, `AT_MOST` or `AT_LEAST`.
-    box : bool
-        Whether x has to lie in [0, 1]ⁿ; the start need not.
+    which is known exactly (`box_range`), up to the rounding of that sum. Start and weight are (B,
+    n), bias and wanted (B,) float64; the relation (B,) is `EQUAL`, `AT_MOST` or `AT_LEAST`.
     """
     rows = max(1, TOGETHER // start.shape[1])
     parts = [x.split(rows) for x in (start, weight, bias, wanted, relation)]

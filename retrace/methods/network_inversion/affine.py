@@ -69,8 +69,6 @@ def reconstruct(
         η, of ``gradient``; half of the first that diverges if it is left out.
     seed : int
         Of the targets that are drawn.
-    callback : function
-        Called before each step and at the end.
 
     Returns
     -------
@@ -163,14 +161,8 @@ def _targets(
 
 
 def bound(weight: Tensor, *, targets: Tensor | None) -> float:
-    """The learning rate from which on gradient descent on |f(x) − y|² moves away from its solution.
-
-    Parameters
-    ----------
-    weight : (outputs, inputs)
-    targets : (B, outputs), optional
-        Given where f has a sigmoid and the loss is of its output.
-    """
+    """The learning rate from which on gradient descent on |f(x) − y|² moves away from its solution;
+    targets (B, outputs) are given where f has a sigmoid and the loss is of its output."""
     if targets is None:
         return 1 / float(torch.linalg.matrix_norm(weight, 2)) ** 2
     slopes = targets * (1 - targets)  # (B, outputs)

@@ -1,6 +1,5 @@
 """Images that a classifier labels as a wanted class."""
 
-import copy
 from collections.abc import Mapping
 from functools import partial
 from typing import Annotated, Literal
@@ -9,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from retrace.methods.network_inversion._descent import Function, ascend, nearest_by_planes
+from retrace.methods.network_inversion._descent import Function, ascend, nearest_by_planes, prepared
 from retrace.methods.network_inversion._nearest import AT_LEAST, PROVED, UNKNOWN
 from retrace.types import BadInput, Callback, ignore
 
@@ -50,21 +49,17 @@ def reconstruct(
         (B, 28, 28) to logits (B, classes).
     observed : (N, 28, 28)
         Images to start from.
-    goal : "nearest", "preferred" or "range"
     images : int, optional
         The first so many observed images, or all of them, each to all classes; of ``nearest``.
     probability : float
         That the class has to have.
     prior : float
         Weight of the total variation, of ``preferred``, or of |z|²/2, of ``range``; 0 for none.
-    steps : int
     learning_rate : float
         Adam's, in pixel units or those of the code; not of ``nearest``.
     beside : mapping, optional
         Of ``range``: the decoder's matrices ``decoder_0``, ``decoder_1``, … (outputs, inputs), from
         the code to the pixels, and ``code`` (d,), the mean code of images.
-    callback : function
-        Called before each step and at the end.
 
     Returns
     -------
@@ -78,15 +73,12 @@ def reconstruct(
     BadInput
         When there are fewer images, or no decoder for ``range``.
     """
-    images = images or len(observed)
-    if images > len(observed):
-        raise BadInput(f"images = {images}: {len(observed)} are observed")
-    network = copy.deepcopy(network).double().eval().requires_grad_(False)
+    network, chosen = prepared(network, observed, images)
     shape = observed.shape[1:]
-    classes = network(observed[:1].double()).shape[1]
+    classes = network(chosen[:1]).shape[1]
     pixels: Function = torch.clone  # of what is changed: of pixels themselves, or of a code
     if goal == "nearest":
-        origin = observed[:images].double().flatten(1)
+        origin = chosen.flatten(1)
     elif goal == "preferred":
         origin = torch.full((1, shape.numel()), BLANK, dtype=torch.float64)
     else:

@@ -1,6 +1,5 @@
 """Images that drive a hidden unit to a value, shut it down, or maximise it."""
 
-import copy
 from collections.abc import Callable
 from typing import Annotated, Literal
 
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from retrace.methods.network_inversion._descent import (
     ascend,
     nearest_by_planes,
+    prepared,
     value_and_gradient,
 )
 from retrace.methods.network_inversion._nearest import (
@@ -32,22 +32,9 @@ Values = Callable[[Tensor, Tensor], Tensor]  # images (B, n) and a unit for each
 
 
 def unit_values(network: nn.Module, images: Tensor, *, layer: str) -> Tensor:
-    """What the units of a layer hold before their activation, (B, units), in float64.
-
-    Parameters
-    ----------
-    network : Module
-        In float64.
-    images : (B, 28, 28)
-    layer : str
-        Name of a dense or convolutional module in the network; the units of the latter are its
-        channels' pixels, flattened.
-
-    Raises
-    ------
-    BadInput
-        When the network has no such layer.
-    """
+    """What the units of a layer hold before their activation, (B, units), of a network and images
+    (B, 28, 28) in float64. The layer is a dense or convolutional module by its name; the units of
+    the latter are its channels' pixels, flattened. Refused where there is no such layer."""
     names = [n for n, m in network.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)]
     if layer not in names:
         raise BadInput(f"layer = {layer!r}: the network's layers are {', '.join(names)}")
@@ -95,12 +82,10 @@ def reconstruct(
         Images to start from.
     layer : str
         See `unit_values`.
-    units : list of int
     levels : list of float
         Wanted values before the activation.
     images : int, optional
         The first so many observed images are taken, or all of them, for each unit.
-    solver : "exact" or "gradient"
     steps : int
         Of ``gradient``.
     learning_rate : float
@@ -124,20 +109,17 @@ def reconstruct(
     """
     if not bool(torch.tensor(levels).isfinite().all()):
         raise BadInput(f"levels = {levels}: a level is not finite")
-    images = images or len(observed)
-    if images > len(observed):
-        raise BadInput(f"images = {images}: {len(observed)} are observed")
-    network = copy.deepcopy(network).double().eval().requires_grad_(False)
+    network, chosen = prepared(network, observed, images)
+    images = len(chosen)
     shape = observed.shape[1:]
-    chosen = observed[:images].double().flatten(1)  # (images, n)
-    width = unit_values(network, chosen[:1].unflatten(1, shape), layer=layer).shape[1]
+    width = unit_values(network, chosen[:1], layer=layer).shape[1]
     for number in units:
         if number >= width:
             raise BadInput(f"units: {number} is none of the {width} units of {layer}")
     tasks = 2 + len(levels)
     unit = torch.tensor(units).repeat_interleave(tasks * images)
     task = torch.arange(tasks).repeat_interleave(images).repeat(len(units))
-    start = chosen.repeat(len(units) * tasks, 1)  # (B, n)
+    start = chosen.flatten(1).repeat(len(units) * tasks, 1)  # (B, n)
 
     def values(x: Tensor, index: Tensor) -> Tensor:
         parts = zip(x.split(BATCH), index.split(BATCH), strict=True)
@@ -159,17 +141,25 @@ def reconstruct(
         feasible = torch.where(possible, PROVED, DISPROVED)
         iterations = torch.zeros_like(unit)
     else:
-        estimate, feasible, iterations = _by_gradient(
-            values,
-            unit,
-            start,
-            rising=rising,
-            wanted=wanted,
-            relation=relation,
+        level = ~rising
+        estimate, feasible = start.clone(), torch.full_like(unit, UNKNOWN)
+        iterations = torch.full_like(unit, steps)
+        estimate[rising] = ascend(
+            lambda x: values(x, unit[rising]),
+            start[rising],
             steps=steps,
             learning_rate=learning_rate,
+            callback=ignore,
+        )
+        estimate[level], reached, iterations[level] = nearest_by_planes(
+            lambda x: values(x, unit[level]),
+            start[level],
+            wanted=wanted[level],
+            relation=relation[level],
+            steps=steps,
             callback=lambda step, loss, x: callback(step, loss, x.unflatten(1, shape)),
         )
+        feasible[level] = torch.where(reached, PROVED, UNKNOWN)
     return {
         "estimate": estimate.unflatten(1, shape),
         "start": start.unflatten(1, shape),
@@ -180,42 +170,6 @@ def reconstruct(
         "feasible": feasible.to(torch.int8),
         "iterations": iterations,
     }
-
-
-def _by_gradient(
-    values: Values,
-    unit: Tensor,
-    start: Tensor,
-    *,
-    rising: Tensor,
-    wanted: Tensor,
-    relation: Tensor,
-    steps: int,
-    learning_rate: float,
-    callback: Callback,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Images (B, n) of the largest value where it is to rise, and near ones of the wanted value
-    elsewhere; what is known of there being one, (B,); and steps (B,)."""
-    estimate, feasible = start.clone(), torch.full_like(unit, UNKNOWN)
-    iterations = torch.full_like(unit, steps)
-    estimate[rising] = ascend(
-        lambda x: values(x, unit[rising]),
-        start[rising],
-        steps=steps,
-        learning_rate=learning_rate,
-        callback=ignore,
-    )
-    level = ~rising
-    estimate[level], reached, iterations[level] = nearest_by_planes(
-        lambda x: values(x, unit[level]),
-        start[level],
-        wanted=wanted[level],
-        relation=relation[level],
-        steps=steps,
-        callback=callback,
-    )
-    feasible[level] = torch.where(reached, PROVED, UNKNOWN)
-    return estimate, feasible, iterations
 
 
 def _planes(values: Values, unit: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:

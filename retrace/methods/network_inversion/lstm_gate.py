@@ -1,13 +1,12 @@
 """Rows and images that close a forget gate of an LSTM."""
 
-import copy
 from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from retrace.methods.network_inversion._descent import nearest_by_planes
+from retrace.methods.network_inversion._descent import nearest_by_planes, prepared
 from retrace.methods.network_inversion._nearest import (
     AT_MOST,
     DISPROVED,
@@ -52,7 +51,6 @@ def reconstruct(
         Images to start from.
     units : list of int
         Units of the LSTM.
-    change : "row" or "image"
     row : int
         t from 0 on.
     images : int, optional
@@ -78,42 +76,48 @@ def reconstruct(
     BadInput
         On a unit or an image that does not exist.
     """
-    images = images or len(observed)
-    if images > len(observed):
-        raise BadInput(f"images = {images}: {len(observed)} are observed")
-    network = copy.deepcopy(network).double().eval().requires_grad_(False)
-    width = len(network.forget_parts()[2])  # type: ignore[operator]
+    network, chosen = prepared(network, observed, images)
+    on_row, on_hidden, bias = network.forget_parts()  # type: ignore[operator]
+    width = len(bias)
     for unit in units:
         if unit >= width:
             raise BadInput(f"units: {unit} is none of the {width} units of the LSTM")
-    start = observed[:images].double().repeat(len(units), 1, 1)  # (B, 28, 28)
-    index = torch.tensor(units).repeat_interleave(images)
+    start = chosen.repeat(len(units), 1, 1)  # (B, 28, 28)
+    index = torch.tensor(units).repeat_interleave(len(chosen))
     wanted = torch.full((len(start),), gate, dtype=torch.float64)
-    relation = torch.full_like(index, AT_MOST)
+    logit, relation = wanted.logit(), torch.full_like(index, AT_MOST)
     if change == "row":
-        before = network.before(observed[:images].double())[:, row]  # type: ignore[operator]
-        estimate, feasible = _by_row(
-            network,
-            start,
-            index,
-            hidden=before.repeat(len(units), 1),
-            row=row,
-            wanted=wanted.logit(),
-            relation=relation,
+        before = network.before(chosen)[:, row].repeat(len(units), 1)  # type: ignore[operator]
+        fixed = (before * on_hidden[index]).sum(dim=1) + bias[index]
+        found, possible = nearest(
+            start[:, row], on_row[index], fixed, wanted=logit, relation=relation, box=True
         )
+        estimate = start.clone()
+        estimate[:, row] = found
+        feasible = torch.where(possible, PROVED, DISPROVED)
         iterations = torch.zeros_like(index)
     else:
-        estimate, feasible, iterations = _by_image(
-            network,
-            start,
-            index,
-            row=row,
-            wanted=wanted.logit(),
+
+        def largest(x: Tensor) -> Tensor:
+            """log Σ_t exp(k logit_t) / k of images (B, 784)."""
+            pixels = x.unflatten(1, (SIDE, SIDE))
+            logits = network.forget_logits(pixels)[:, row:]  # type: ignore[operator]
+            of_unit = logits.gather(2, index[:, None, None].expand(-1, SIDE - row, 1)).squeeze(2)
+            return (sharpness * of_unit).logsumexp(dim=1) / sharpness
+
+        point, reached, iterations = nearest_by_planes(
+            largest,
+            start.flatten(1),
+            wanted=logit,
             relation=relation,
-            sharpness=sharpness,
             steps=steps,
-            callback=callback,
+            callback=lambda step, loss, x: callback(step, loss, x.unflatten(1, (SIDE, SIDE))),
         )
+        lowest = box_range(on_row[index], bias[index])[0] - on_hidden[index].abs().sum(dim=1)
+        feasible = torch.where(reached, PROVED, UNKNOWN)
+        feasible = torch.where(lowest > logit, DISPROVED, feasible)
+        estimate = point.unflatten(1, (SIDE, SIDE))
+        estimate = torch.where((feasible == DISPROVED)[:, None, None], start, estimate)
     return {
         "estimate": estimate,
         "start": start,
@@ -123,64 +127,3 @@ def reconstruct(
         "feasible": feasible.to(torch.int8),
         "iterations": iterations,
     }
-
-
-def _by_row(
-    network: nn.Module,
-    start: Tensor,
-    unit: Tensor,
-    *,
-    hidden: Tensor,
-    row: int,
-    wanted: Tensor,
-    relation: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """Images (B, 28, 28) with the nearest row that gives the wanted logits, and whether there is
-    one (B,); the hidden states (B, H) are those before that row."""
-    on_row, on_hidden, bias = network.forget_parts()  # type: ignore[operator]
-    fixed = (hidden * on_hidden[unit]).sum(dim=1) + bias[unit]
-    found, possible = nearest(
-        start[:, row], on_row[unit], fixed, wanted=wanted, relation=relation, box=True
-    )
-    estimate = start.clone()
-    estimate[:, row] = found
-    return estimate, torch.where(possible, PROVED, DISPROVED)
-
-
-def _by_image(
-    network: nn.Module,
-    start: Tensor,
-    unit: Tensor,
-    *,
-    row: int,
-    wanted: Tensor,
-    relation: Tensor,
-    sharpness: float,
-    steps: int,
-    callback: Callback,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Images (B, 28, 28) whose logits from a row on are the wanted ones, what is known of there
-    being one (B,), and steps (B,)."""
-
-    def largest(x: Tensor) -> Tensor:
-        """log Σ_t exp(k logit_t) / k of images (B, 784)."""
-        pixels = x.unflatten(1, (SIDE, SIDE))
-        logits = network.forget_logits(pixels)[:, row:]  # type: ignore[operator]
-        of_unit = logits.gather(2, unit[:, None, None].expand(-1, SIDE - row, 1)).squeeze(2)
-        return (sharpness * of_unit).logsumexp(dim=1) / sharpness
-
-    point, reached, iterations = nearest_by_planes(
-        largest,
-        start.flatten(1),
-        wanted=wanted,
-        relation=relation,
-        steps=steps,
-        callback=lambda step, loss, x: callback(step, loss, x.unflatten(1, (SIDE, SIDE))),
-    )
-    on_row, on_hidden, bias = network.forget_parts()  # type: ignore[operator]
-    lowest = box_range(on_row[unit], bias[unit])[0] - on_hidden[unit].abs().sum(dim=1)
-    feasible = torch.where(reached, PROVED, UNKNOWN)
-    feasible = torch.where(lowest > wanted, DISPROVED, feasible)
-    estimate = point.unflatten(1, (SIDE, SIDE))
-    estimate = torch.where((feasible == DISPROVED)[:, None, None], start, estimate)
-    return estimate, feasible, iterations

@@ -41,15 +41,9 @@ def smallest_ratio(upper: Tensor, lower: Tensor) -> Tensor:
 
 def gain_drift(wanted: Tensor, reached: Tensor, on: Tensor) -> Tensor:
     """How far the units' gains have drifted, (units,): what is reached over what is wanted, by
-    least squares over the images, each of the same weight.
-
-    Parameters
-    ----------
-    wanted, reached : (k, units)
-        Patterns of known images, and their fits in the column space.
-    on : (k, units)
-        1 where the image switches the unit on, else 0.
-    """
+    least squares over the images, each of the same weight. Wanted and reached are the patterns
+    (k, units) of known images and their fits in the column space; `on` is 1 where the image
+    switches the unit on, else 0."""
     weight = on / wanted.square().sum(dim=1, keepdim=True).clamp(min=1e-30)
     share = (weight * wanted.square()).sum(dim=0)
     drift = (weight * reached * wanted).sum(dim=0) / share.clamp(min=1e-30)
@@ -61,13 +55,8 @@ class RowSpace:
     """The row space of [W_1, b_1], and what the pattern of active units says about a candidate.
 
     Coordinates z (r,) of a centred image with its 1, [x, 1] = z V, V from the singular value
-    decomposition U S V of [W_1, b_1], singular values down to `NOISE`. All in float64.
-
-    Parameters
-    ----------
-    weights, bias
-        Of the three layers: see `kkt.homogeneous_layers`.
-    mean : (d,)
+    decomposition U S V of [W_1, b_1], singular values down to `NOISE`. All in float64. Made of the
+    weights and the bias that `kkt.homogeneous_layers` gives of three layers, and the mean (d,).
     """
 
     def __init__(self, weights: list[Tensor], bias: Tensor, mean: Tensor) -> None:
@@ -97,23 +86,13 @@ class RowSpace:
         return torch.cat([centred, centred.new_ones(len(centred), 1)], dim=1)
 
     def projection(self, strength: float, duals: Tensor, weight: float) -> Map:
-        """To the nearest point of the row space, small coordinates and no known image preferred.
+        """To the nearest point of the row space, small coordinates and no known image preferred: a
+        function in float32, by two thin factors where they hold fewer numbers than their product.
 
         argmin over z, z b = 1, of |z V_pixels - v|^2 + strength sum (z_k / s_k)^2 + weight |D z|^2
-        for v less the mean is affine in v.
-
-        Parameters
-        ----------
-        strength : float
-            Of the penalty on coordinates that the weights determine weakly (s_k = S_k / S_1).
-        duals : (k, r)
-            D: the rows read the share of each known image from the coordinates.
-        weight : float
-
-        Returns
-        -------
-        function
-            In float32; by two thin factors where they hold fewer numbers than their product.
+        for v less the mean is affine in v. The strength is of the penalty on coordinates that the
+        weights determine weakly (s_k = S_k / S_1); the rows of D, the duals (k, r), read the share
+        of each known image from the coordinates.
         """
         pixels, ones = self.basis[:, :-1], self.basis[:, -1]
         normal = pixels @ pixels.T + (strength / self.spread**2).diag() + weight * duals.T @ duals
@@ -129,21 +108,9 @@ class RowSpace:
         return partial(affine, factors=single, offset=offset.float())
 
     def patterns(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What candidates switch on.
-
-        Parameters
-        ----------
-        images : (m, d)
-
-        Returns
-        -------
-        extended : (m, d + 1)
-            [x - mean, 1].
-        cosines : (m, units)
-            Between the candidates and the live units.
-        passing : (m, 2)
-            Whether the second layer's units that push up, and down, are active.
-        """
+        """What candidates (m, d) switch on: [x - mean, 1] (m, d + 1); cosines (m, units) between
+        them and the live units; and whether the second layer's units that push up, and down, are
+        active (m, 2)."""
         extended = self.extended(images)
         inputs = extended @ self.rows.T
         cosines = inputs[:, self.live] / self.lengths / extended.norm(dim=1, keepdim=True)
@@ -168,17 +135,8 @@ class RowSpace:
         return normal
 
     def certify(self, images: Tensor, chunk: int = 64) -> Tensor:
-        """Relative residual of a candidate's pattern in the column space of the weights.
-
-        Parameters
-        ----------
-        images : (m, d)
-
-        Returns
-        -------
-        (m,) float32
-            Near 0 for a training image, whatever its dual variable is.
-        """
+        """Relative residual (m,) float32 of the candidates' (m, d) patterns in the column space of
+        the weights: near 0 for a training image, whatever its dual variable is."""
         residuals = [torch.zeros(0)]
         for part in images.split(chunk):
             _, cosines, passing = self.patterns(part)
@@ -200,24 +158,13 @@ class RowSpace:
         return torch.cat(residuals)
 
     def deflate(self, found: Tensor, iterations: int = 4) -> tuple[Tensor, Tensor]:
-        """Dual basis of known images, and the rows without what those images add to them.
+        """Dual basis (k, r) of known images (k, d), which reads the share of each from coordinates
+        z, and the rows (n_1, d + 1) without what those images add to them.
 
         For each image the nearest vector of the column space to its pattern is found, under the
         condition that its dual reads 1 from the image itself and 0 from the other known ones. The
         units' gains drift from the KKT point by about 1 %, alike for all images, so they are
-        estimated with it, in turns.
-
-        Parameters
-        ----------
-        found : (k, d)
-        iterations : int
-            Turns.
-
-        Returns
-        -------
-        duals : (k, r)
-            Reads the share of each image from coordinates z.
-        rows : (n_1, d + 1)
+        estimated with it, in turns (`iterations`).
         """
         count = len(found)
         if count == 0:
@@ -261,21 +208,13 @@ class RowSpace:
         return normal
 
     def rigid(self, images: Tensor, chunk: int = 64) -> Tensor:
-        """Whether the pixels at the ends of their range hold an image in its place.
+        """Whether the pixels at the ends of their range hold an image (m, d) in its place: (m,)
+        bool.
 
         A point of the row space is a vertex of the polytope that the box of pixels cuts out of it
-        when no direction leaves all its tight pixels (at 0 or 1) as they are. A training image
-        has hundreds of them; a mixture of images can still move along their difference.
-
-        Parameters
-        ----------
-        images : (m, d)
-            In the row space and in the box.
-
-        Returns
-        -------
-        (m,) bool
-            Whether the smallest singular value of the tight pixels' rows is above `RIGID`.
+        when no direction leaves all its tight pixels (at 0 or 1) as they are: the smallest singular
+        value of their rows is above `RIGID`. A training image has hundreds of them; a mixture of
+        images can still move along their difference.
         """
         found = [torch.zeros(0, dtype=torch.bool)]
         for part in images.split(chunk):
@@ -294,21 +233,11 @@ class RowSpace:
         return torch.cat(directions)
 
     def objectives(self, found: Tensor, count: int, generator: torch.Generator) -> Tensor:
-        """Random directions that say nothing of the images found, to search the others along.
+        """Random directions (count, d) float32 of mean absolute value 1 that say nothing of the
+        images found (k, d), to search the others along.
 
         Differences of two units' rows, which weigh the images by how differently the two see
         them, made orthogonal to the images found.
-
-        Parameters
-        ----------
-        found : (k, d)
-        count : int
-        generator : Generator
-
-        Returns
-        -------
-        (count, d) float32
-            Of mean absolute value 1.
         """
         units = torch.nn.functional.normalize((self.columns * self.values)[self.live])
         first, second = torch.randint(len(units), (2, count), generator=generator)

@@ -31,23 +31,12 @@ class Setting(NamedTuple):
 
 
 class Target(NamedTuple):
-    """What candidates have to explain, and where they may lie.
+    """What candidates have to explain, and where they may lie."""
 
-    Attributes
-    ----------
-    weights : list of (n_l, n_{l-1})
-        n_0 = d and n_L = 1.
-    bias : (n_1,)
-    chains : list of tuple of Tensor
-        Of each layer the matrices whose product is its weights: see `factored`.
-    low, high : (d,)
-        x is penalised outside them.
-    """
-
-    weights: list[Tensor]
-    bias: Tensor
-    chains: list[Chain]
-    low: Tensor
+    weights: list[Tensor]  # (n_l, n_{l-1}), n_0 = d and n_L = 1
+    bias: Tensor  # (n_1,)
+    chains: list[Chain]  # of each layer the matrices whose product is its weights: see `factored`
+    low: Tensor  # (d,); x is penalised outside
     high: Tensor
 
 
@@ -106,7 +95,6 @@ def reconstruct(
         λ below it is penalised: the trivial λ = 0 is no training image.
     sharpness : float
         α of σ(αz), which stands for the derivative of ReLU in ∇f and in the gradients.
-    steps : int
     trials : int
         Settings that `search` compares; with 1, the given one is taken.
     search_steps : int
@@ -156,20 +144,9 @@ def reconstruct(
 
 
 def homogeneous_layers(network: nn.Module) -> tuple[list[Tensor], Tensor]:
-    """Read the weights of a homogeneous binary ReLU network, or say why it is not one.
-
-    Parameters
-    ----------
-    network : Module
-        ``layers``, a ModuleList of at least two Linear, the first with a bias, the others
-        without, the last with one output; ``mean`` (d,) and ``shape`` of the input.
-
-    Returns
-    -------
-    weights : list of (n_l, n_{l-1})
-        n_0 = d and n_L = 1; detached.
-    bias : (n_1,)
-        Of the first layer.
+    """The weights (n_l, n_{l-1}), n_0 = d and n_L = 1, and the first bias (n_1,) of a homogeneous
+    binary ReLU network: ``layers``, a ModuleList of at least two Linear, the first with a bias, the
+    others without, the last with one output; ``mean`` (d,) and ``shape`` of the input.
 
     Raises
     ------
@@ -203,20 +180,12 @@ def homogeneous_layers(network: nn.Module) -> tuple[list[Tensor], Tensor]:
 
 
 def factored(weights: list[Tensor]) -> list[Chain]:
-    """Write each layer of low rank as a product of two thin matrices.
+    """Write each layer of low rank as a product of two thin matrices, (n_l, r) and (r, n_{l-1}), r
+    singular values being above `ROUNDING`; others stay as they are.
 
     Training leaves the first layer in the span of the images, and a second one with rank two, up
     to the rounding of its many steps. Where two factors hold fewer numbers than the layer itself,
     products with them are that much cheaper, and differ by rounding.
-
-    Parameters
-    ----------
-    weights : list of (n_l, n_{l-1})
-
-    Returns
-    -------
-    list of tuple
-        (n_l, r) and (r, n_{l-1}), r singular values being above `ROUNDING`; or the weights alone.
     """
     chains: list[Chain] = []
     for weight in weights:
@@ -239,22 +208,10 @@ Extracted = tuple[Tensor, Tensor, Tensor]  # see `extract`
 
 
 def search(attack: Callable[[Setting], Extracted], settings: list[Setting]) -> Setting:
-    """Choose the setting with which the attack's own loss ends smallest.
+    """Choose the setting with which the attack's own loss, after a short `extract`, ends smallest.
 
     The loss is all that an attacker sees: the truth has no part in it. A trial that diverges
-    loses.
-
-    Parameters
-    ----------
-    attack : function
-        A short `extract`.
-    settings : list of Setting
-        See `settings_to_try`.
-
-    Raises
-    ------
-    BadInput
-        When all trials diverge.
+    loses; refused where all diverge.
     """
     losses = {}
     for setting in settings:
@@ -301,21 +258,9 @@ def extract(
 ) -> Extracted:
     """Draw x and λ, and lower `unexplained` by gradient descent with momentum.
 
-    Parameters
-    ----------
-    target : Target
-    setting : Setting
-    candidates, multiplier_rate, steps, seed
-        See `reconstruct`.
-    watch : function
-        Called with the step 0..steps, the loss () and x (m, d), which it must not keep.
-
-    Returns
-    -------
-    x : (m, d)
-        Candidates, the mean image subtracted; the first half has the label +1.
-    multipliers : (m,)
-    loss : ()
+    Gives candidates x (m, d), the mean image subtracted, the first half of which has the label +1;
+    multipliers (m,); and the loss. `watch` is called with the step 0..steps, the loss () and x,
+    which it must not keep.
 
     Raises
     ------
@@ -385,7 +330,6 @@ def unexplained(
 
     Parameters
     ----------
-    target : Target
     x : (m, d)
         The mean image subtracted.
     multipliers : (m,)

@@ -28,9 +28,6 @@ def reconstruct(
         Public images.
     candidates : int
         How many are returned.
-    show : "mean" or "images"
-    callback : function
-        Not called: nothing is iterated.
 
     Returns
     -------

@@ -46,8 +46,6 @@ def reconstruct(
         Nearest units that each unit is compared with.
     duplicate : float
         Of two candidates whose normalised cross-correlation is above it, the worse is dropped.
-    callback : function
-        Not called: nothing is iterated.
 
     Returns
     -------
@@ -75,13 +73,8 @@ def reconstruct(
 
 
 def two_hidden_layers(network: nn.Module) -> tuple[list[Tensor], Tensor]:
-    """The weights and the bias of a network that the span attacks cover.
-
-    Raises
-    ------
-    BadInput
-        When it is no homogeneous network, or has another number of hidden layers than two.
-    """
+    """The weights and the bias of a network that the span attacks cover; refused where it is no
+    homogeneous network, or has another number of hidden layers than two."""
     weights, bias = homogeneous_layers(network)
     if len(weights) != 3:
         raise BadInput(
@@ -97,19 +90,11 @@ def two_hidden_layers(network: nn.Module) -> tuple[list[Tensor], Tensor]:
 
 
 def unit_groups(weights: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    """Outgoing directions of the first layer's units.
+    """Outgoing directions of the first layer's units: which take part, int64, the lengths of their
+    outgoing weights, and the unit vectors (units, 2).
 
     Trained far, the second layer has rank two: its units push the output either up or down, and
     all that push one way do so with the same weights, up to a factor.
-
-    Returns
-    -------
-    live : (units,) int64
-        Units that take part.
-    lengths : (units,)
-        Of their outgoing weights.
-    directions : (units, 2)
-        Unit vectors.
     """
     _, values, vectors = torch.linalg.svd(weights[1], full_matrices=False)
     outgoing = vectors[:2].T * values[:2]
@@ -127,7 +112,8 @@ def differences(
     limit: int,
     duplicate: float,
 ) -> Tensor:
-    """Differences of neighbouring rows within each group as images, the likeliest first.
+    """Differences of neighbouring rows within each group as images, (K, d) float32, the likeliest
+    first: they are not clamped, and how far they leave the pixel range is their order.
 
     Parameters
     ----------
@@ -135,14 +121,8 @@ def differences(
         Weights and bias of the first layer's units.
     groups
         See `unit_groups`.
-    mean : (d,)
     neighbours, limit, duplicate
         See `reconstruct` (`limit` is its `candidates`).
-
-    Returns
-    -------
-    (K, d) float32
-        Not clamped: how far they leave the pixel range is their order.
     """
     live, lengths, directions = groups
     units = rows[live].float() / lengths[:, None]
@@ -162,17 +142,8 @@ def differences(
 
 
 def distinct(centred: Tensor, *, at: float, limit: int | None = None) -> Tensor:
-    """Indices of the vectors that no earlier kept one correlates with.
-
-    Parameters
-    ----------
-    centred : (m, d)
-        Best first, the mean image subtracted.
-    at : float
-        Normalised cross-correlation above which two are the same.
-    limit : int, optional
-        Stop after so many.
-    """
+    """Indices of the vectors (m, d), best first and the mean image subtracted, that no earlier kept
+    one correlates with above `at`; so many at most, where there is a limit."""
     unit = nn.functional.normalize(centred, eps=1e-6)
     kept: list[int] = []
     for start in range(0, len(unit), BLOCK):

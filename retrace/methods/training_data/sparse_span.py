@@ -198,13 +198,7 @@ def reconstruct(
 
 
 def public_images(observed: Tensor, mean: Tensor) -> Tensor:
-    """Public images as starts, (m, d).
-
-    Raises
-    ------
-    BadInput
-        When the network takes another kind of image.
-    """
+    """Public images as starts, (m, d); refused where the network takes another kind of image."""
     images = observed.flatten(1)
     if images.shape[1] != len(mean):
         raise BadInput(
@@ -301,23 +295,11 @@ def to_vertices(
 
 
 def walk(space: RowSpace, images: Tensor, generator: torch.Generator) -> Tensor:
-    """Go from points of a polytope to its vertices, along its faces, both ways at first.
+    """Go from points of a polytope (m, d) to its vertices, along its faces, both ways at first, in
+    a random sense later: (2 m, d) float32 in no particular order.
 
     Each step goes in the direction that leaves all tight pixels as they are (see
     `RowSpace.rigid`), until another pixel reaches the end of its range.
-
-    Parameters
-    ----------
-    space : RowSpace
-    images : (m, d)
-        In the row space and in the box.
-    generator : Generator
-        Of the sense of each later step.
-
-    Returns
-    -------
-    (2 m, d) float32
-        In no particular order.
     """
     at = torch.cat([images, images])
     sense = torch.ones(len(at), 1)
@@ -338,35 +320,15 @@ def walk(space: RowSpace, images: Tensor, generator: torch.Generator) -> Tensor:
     return torch.cat([*ended, at])
 
 
-def admm(
-    project: Map,
-    prox: Map,
-    x: Tensor,
-    *,
-    iterations: int,
-    relaxation: float = 1.0,
-) -> Tensor:
+def admm(project: Map, prox: Map, x: Tensor, *, iterations: int, relaxation: float = 1.0) -> Tensor:
     """Alternating direction method of multipliers (Boyd et al. 2011, section 3.1), scaled, with
     ρ = 1 and over-relaxation α (section 3.4.3):
 
-        x ← P(b − u),   w = αx + (1 − α)b + u,   b ← prox(w),   u ← w − b.
+        x ← P(b − u),   w = αx + (1 − α)b + u,   b ← prox(w),   u ← w − b,
 
-    Parameters
-    ----------
-    project : function
-        P, the proximal map of the first function.
-    prox : function
-        The proximal map of the second one; gives a new tensor.
-    x : (m, d)
-        Where b starts, once it is in the box; u starts from 0.
-    iterations : int
-    relaxation : float
-        α.
-
-    Returns
-    -------
-    (m, d)
-        The last x: b is in the box, x is what `project` gives.
+    P being the proximal map of the first function, `prox` that of the second, which gives a new
+    tensor. b starts from x (m, d), once it is in the box, u from 0. The last x is what is given: b
+    is in the box, x is what `project` gives.
     """
     box, dual = x.clamp(0, 1), torch.zeros_like(x)
     for _ in range(iterations):
@@ -410,28 +372,14 @@ def settle(
     objectives: Tensor | None = None,
     weights: Sequence[float] = (),
 ) -> Tensor:
-    """Alternate between the row space and the box of pixels, all candidates at once.
+    """Alternate between the row space and the box of pixels, all candidates at once, from starts
+    (m, d): (m, d) float32 in the row space, not clamped.
 
-    Pixels that look empty pay a constant price for not being 0; the others are free within
-    [0, 1]. Which look empty is decided anew in each pass, by the local average: a plain l1 norm
-    would prefer images with little ink. A candidate that a pass leaves where it was, within
-    `SETTLED`, waits for the next projection.
-
-    Parameters
-    ----------
-    maps : sequence of function
-        See `RowSpace.projection`; used one after the other.
-    starts : (m, d)
-    search : Search
-    objectives : (m, d), optional
-        What each candidate is drawn along.
-    weights : sequence of float
-        Of the objective at each projection.
-
-    Returns
-    -------
-    (m, d) float32
-        In the row space, not clamped.
+    The maps, see `RowSpace.projection`, are used one after the other. Pixels that look empty pay a
+    constant price for not being 0; the others are free within [0, 1]. Which look empty is decided
+    anew in each pass, by the local average: a plain l1 norm would prefer images with little ink. A
+    candidate that a pass leaves where it was, within `SETTLED`, waits for the next projection. Each
+    candidate is drawn along its objective (m, d), if there are any, with a weight for each map.
     """
     at = starts.clone()
     for rows in torch.arange(len(at)).split(CHUNK):

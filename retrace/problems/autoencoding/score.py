@@ -1,15 +1,13 @@
 """What is left of an image behind a bottleneck, beside PCA of the same size."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from retrace.measures import quality
-from retrace.measures.quality import Means
 from retrace.pipeline.command import Refusal
-from retrace.problems import Ground, Run, Scores
+from retrace.problems import BaseScorer, Run, Scores
 
 JUDGES = ("gaussian",)
 BASELINE = None
@@ -17,18 +15,8 @@ HEADLINE = ("mse", "psnr", "ssim", "mse_over_pca")
 
 
 def pca_curve(images: Tensor, *, mean: Tensor, covariance: Tensor) -> list[float]:
-    """MSE of PCA with 0, 1, … 784 components on given images.
-
-    Parameters
-    ----------
-    images : (n, 28, 28)
-    mean, covariance : (784,), (784, 784)
-        Of the training images.
-
-    Returns
-    -------
-    list of 785 float
-    """
+    """MSE of PCA with 0, 1, … 784 components on images (n, 28, 28), by the training images' mean
+    (784,) and covariance (784, 784)."""
     components = torch.linalg.eigh(covariance).eigenvectors.flip(1)  # largest first
     centred = images.flatten(1).double() - mean
     # Orthonormal components: what a code of size k misses is the energy of all later ones.
@@ -38,18 +26,16 @@ def pca_curve(images: Tensor, *, mean: Tensor, covariance: Tensor) -> list[float
     return curve
 
 
-class Scorer:
+class Scorer(BaseScorer):
     """MSE, PSNR and SSIM over all test images, and the MSE as a ratio to PCA's with the same code
     size."""
 
-    def __init__(
-        self, ground: Ground, records: Mapping[str, Mapping[str, Any]], means: Means
-    ) -> None:
-        self.means = means
-        self.truth = torch.from_numpy(ground.truth["images"])
-        moments = ground.network("gaussian")
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        self.truth = torch.from_numpy(self.ground.truth["images"])
+        moments = self.ground.network("gaussian")
         curve = pca_curve(self.truth, mean=moments.mean, covariance=moments.covariance)
-        self.baselines: Scores = {"pca_mse": curve}
+        self.baselines = {"pca_mse": curve}
 
     def __call__(self, run: Run) -> tuple[Scores, Scores]:
         estimate = torch.from_numpy(run.arrays["estimate"])

@@ -61,7 +61,7 @@ def section(state: State) -> Section:
     )
     pictures: list[Strip] = []
     with state.noting():
-        pictures, gallery = shown(state, runs, best=best)
+        pictures, gallery = pictured(state, runs, best=best)
         blocks.append(gallery)
     scores = runs[best]
     summary = Summary(
@@ -125,7 +125,7 @@ def code_sizes(runs: dict[str, Scores], pca_mse: list[float], *, best: str) -> C
     )
 
 
-def shown(state: State, runs: dict[str, Scores], *, best: str) -> tuple[list[Strip], Gallery]:
+def pictured(state: State, runs: dict[str, Scores], *, best: str) -> tuple[list[Strip], Gallery]:
     """Pictures of the first screen, and the gallery."""
     truth = Ground(PROBLEM).truth["images"]
     first = state.arrays(PROBLEM, best, "estimate")["estimate"]

@@ -67,13 +67,8 @@ def observe(
 
 
 def best_objectives(network: nn.Module, images: Tensor) -> Tensor:
-    """The lowest known objective of each image, from far more starts than a run has: solved means
-    within 1 % of it, and a run cannot be the measure of itself.
-
-    Returns
-    -------
-    (penalties, n) float64
-    """
+    """The lowest known objective of each image, (penalties, n) float64, from far more starts than a
+    run has: solved means within 1 % of it, and a run cannot be the measure of itself."""
     weights, flat = problem_of(network, images, precision="float64")
     starts = starting_codes(network, images, starts=STARTS, bank=BANK, seed=SEED)
     best = []

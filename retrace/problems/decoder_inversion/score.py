@@ -1,6 +1,6 @@
 """How well codes of a decoder's outputs were found: scores."""
 
-from collections.abc import Mapping
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -8,33 +8,23 @@ import torch
 from torch import Tensor, nn
 
 from retrace.measures import quality
-from retrace.measures.quality import Means
 from retrace.pipeline.command import Refusal
-from retrace.problems import Arrays, Ground, Run, Scores
+from retrace.problems import Arrays, BaseScorer, Run, Scores
+from retrace.types import Means
 
 JUDGES = ()
 BASELINE = None
 OFF_RANGE = "off_range"
 # How far the output of a found code may be from that of the true one, in any pixel: the step that
 # the observation was rounded to; for float32 64 of its steps, since every layer rounds.
-ROUNDING = {
-    "on_range_float64": 2.0**-26,
-    "on_range_float32": 2.0**-17,
-    "on_range_uint8": 1 / 255,
-}
+ROUNDING = {"on_range_float64": 2.0**-26, "on_range_float32": 2.0**-17, "on_range_uint8": 1 / 255}
 OPTIMUM = 1.01  # times the best known objective counts as solved
 SATURATED = 0.999  # a hidden unit beyond it keeps less than 0.2 % of its slope
 
 
 def checked(arrays: Arrays, observations: Arrays, codes: Tensor, network: nn.Module) -> Tensor:
-    """The estimated codes (groups, n, d), refused where they do not fit.
-
-    Raises
-    ------
-    Refusal
-        When the network has no codes, or the true or the estimated codes are of another number or
-        size than the network's, or some are not finite.
-    """
+    """The estimated codes (groups, n, d); refused where the network has no codes, or the true or
+    the estimated codes are of another number or size than the network's, or some are not finite."""
     if not hasattr(network, "decoder_weights"):
         raise Refusal("this network has no decoder to invert; its architecture should be vae")
     size: Any = network.code_size
@@ -63,105 +53,62 @@ def score(
     network: nn.Module,
     means: Means,
 ) -> Scores:
-    """Scores of each group of images, codes and images compared in float64.
+    """Scores of each group of images by its name, codes and images compared in float64.
 
-    On the decoder's range: ``code_error_median``, ``_p95`` and ``_max`` of ‖z − ẑ‖∞; ``mse`` and
-    ``ssim`` of G(ẑ) against G(z), which the observation was rounded from; ``solved``, the share
-    whose G(ẑ) is G(z) within that rounding in every pixel.
+    On the decoder's range: ``code_error_median``, ``_p95`` and ``_max`` of ‖z − ẑ‖∞, the estimate
+    being (groups, n, d) and the true codes (n, d); ``mse`` and ``ssim`` of G(ẑ) against G(z), which
+    the observation was rounded from; ``solved``, the share whose G(ẑ) is G(z) within that rounding
+    in every pixel.
 
     Off it: ``mse`` and ``ssim`` of G(ẑ) against the image; ``mse_over_encoder``, to the mean MSE of
     the encoder's means; ``norm_median`` and ``norm_max`` of ẑ; ``solved``, the share of the images
     with a known best objective that are within 1 % of it, left out where none is known for this
-    penalty.
-
-    Parameters
-    ----------
-    estimate : (groups, n, d) float64
-    observations : dict
-        ``observed`` (groups, n, 28, 28) and ``groups``.
-    codes : (n, d) float64
-        The true codes of the images on the range.
-    optima : dict
-        ``penalties`` (P,) and ``objective`` (P, images), of the first images off the range.
-    penalty : float
-        λ of the run's objective ‖G(z) − x‖² + λ‖z‖².
-    network : Module
-        In float64.
-    means : function
-        Takes per-image measures to means with intervals.
+    penalty λ: the optima are ``penalties`` (P,) and ``objective`` (P, images), of the first images.
     """
     truth = network.decode(codes)  # type: ignore[operator]
     observed = torch.from_numpy(observations["observed"])
     scores: Scores = {}
     for i, group in enumerate(observations["groups"].tolist()):
         decoded = network.decode(estimate[i])  # type: ignore[operator]
-        if group == OFF_RANGE:
-            scores[group] = _off_range(
-                estimate[i],
-                decoded,
-                observed[i],
-                optima=optima,
-                penalty=penalty,
-                network=network,
-                means=means,
-            )
+        original = observed[i] if group == OFF_RANGE else truth
+        errors = quality.mse(decoded, original)
+        found: Scores = {**means({"mse": errors, "ssim": quality.ssim(decoded, original)})}
+        scores[group] = found
+        if group != OFF_RANGE:
+            error = (estimate[i] - codes).abs().amax(dim=1)
+            within = (decoded - truth).abs().amax(dim=(1, 2)) <= ROUNDING[group]
+            found |= {
+                "code_error_median": float(error.quantile(0.5)),
+                "code_error_p95": float(error.quantile(0.95)),
+                "code_error_max": float(error.max()),
+                "solved": float(within.double().mean()),
+            }
             continue
-        error = (estimate[i] - codes).abs().amax(dim=1)
-        within = (decoded - truth).abs().amax(dim=(1, 2)) <= ROUNDING[group]
-        scores[group] = {
-            "code_error_median": float(error.quantile(0.5)),
-            "code_error_p95": float(error.quantile(0.95)),
-            "code_error_max": float(error.max()),
-            "solved": float(within.double().mean()),
-            **means({"mse": quality.mse(decoded, truth), "ssim": quality.ssim(decoded, truth)}),
+        encoded = network.decode(network.encode(original)[0])  # type: ignore[operator]
+        norms = estimate[i].norm(dim=1)
+        found |= {
+            "mse_over_encoder": found["mse"] / float(quality.mse(encoded, original).mean()),
+            "norm_median": float(norms.quantile(0.5)),
+            "norm_max": float(norms.max()),
         }
-    return scores
-
-
-def _off_range(
-    estimate: Tensor,
-    decoded: Tensor,
-    images: Tensor,
-    *,
-    optima: Arrays,
-    penalty: float,
-    network: nn.Module,
-    means: Means,
-) -> Scores:
-    errors = quality.mse(decoded, images)
-    encoded = network.decode(network.encode(images)[0])  # type: ignore[operator]
-    scores = means({"mse": errors, "ssim": quality.ssim(decoded, images)})
-    norms = estimate.norm(dim=1)
-    scores |= {
-        "mse_over_encoder": scores["mse"] / float(quality.mse(encoded, images).mean()),
-        "norm_median": float(norms.quantile(0.5)),
-        "norm_max": float(norms.max()),
-    }
-    known = np.flatnonzero(optima["penalties"] == penalty)
-    if len(known):
-        best = torch.from_numpy(optima["objective"][known[0]])
-        pixels = images[0].numel()
-        objective = (errors * pixels + penalty * norms.square())[: len(best)]
-        solved = objective <= OPTIMUM * torch.minimum(best, objective)
-        scores["solved"] = float(solved.double().mean())
-        scores["objective_over_best"] = float(objective.mean() / best.mean())
+        for known in np.flatnonzero(optima["penalties"] == penalty)[:1]:
+            best = torch.from_numpy(optima["objective"][known])
+            pixels = original[0].numel()
+            objective = (errors * pixels + penalty * norms.square())[: len(best)]
+            solved = objective <= OPTIMUM * torch.minimum(best, objective)
+            found["solved"] = float(solved.double().mean())
+            found["objective_over_best"] = float(objective.mean() / best.mean())
     return scores
 
 
 @torch.no_grad()
 def certificate(network: nn.Module, codes: Tensor) -> Scores:
-    """What says whether the decoder can be inverted layer by layer.
+    """What says whether the decoder can be inverted layer by layer, in float64, codes (n, d).
 
     By layer, from the code to the pixels: ``rank`` and ``columns``, which are equal where the
     layer's pseudo-inverse is exact; ``condition``, by which it amplifies errors at most; and of
     hidden layers ``saturated``, the share of values beyond ±0.999 for these codes, where the
     inverse tanh amplifies errors more than 500 times.
-
-    Parameters
-    ----------
-    network : Module
-        In float64.
-    codes : (n, d) float64
     """
     layers: Scores = {}
     values = codes
@@ -187,15 +134,12 @@ def negative_elbo(network: nn.Module, images: Tensor) -> float:
     return float(network.evaluate(images, labels)["negative_elbo"].mean())  # type: ignore[operator]
 
 
-class Scorer:
+class Scorer(BaseScorer):
     """Scores of codes by group of images."""
 
-    def __init__(
-        self, ground: Ground, records: Mapping[str, Mapping[str, Any]], means: Means
-    ) -> None:
-        self.means, self.ground = means, ground
-        self.codes = torch.from_numpy(ground.truth["codes"]).double()
-        self.baselines: Scores = {}
+    @cached_property
+    def codes(self) -> Tensor:
+        return torch.from_numpy(self.ground.truth["codes"]).double()
 
     def __call__(self, run: Run) -> tuple[Scores, Scores]:
         network = self.ground.network(run.record["network"])

@@ -29,6 +29,7 @@ from retrace.report.model import (
     best_of,
     number,
     scored,
+    steps_of,
     tabulated,
     total_seconds,
     trivial,
@@ -72,7 +73,7 @@ def section(state: State) -> Section:
     ]
     pictures: list[Strip] = []
     with state.noting():
-        pictures, more = shown(state, runs, best=best, nearest=next(iter(by_mse)))
+        pictures, more = pictured(state, runs, best=best, nearest=next(iter(by_mse)))
         blocks += more
     found = runs[best][EXACT]
     greys = [name for name, s in runs.items() if trivial(s)]
@@ -166,7 +167,7 @@ def decoded(network: nn.Module, codes: NDArray[Any]) -> NDArray[Any]:
     return images
 
 
-def shown(
+def pictured(
     state: State, runs: dict[str, Scores], *, best: str, nearest: str
 ) -> tuple[list[Strip], list[Block]]:
     """Pictures of the first screen; gallery by kind of image, and strips along iterations."""
@@ -228,14 +229,13 @@ def iterations(
 ) -> Steps:
     """Test images, decoded from the codes after more and more iterations."""
     captions = ["image", *(str(step) for step in arrays["snapshot_steps"])]
-    rows = []
-    for i in range(min(WATCHED, arrays["snapshots"].shape[2])):
-        output = decoded(network, arrays["snapshots"][:, position, i])
-        frames = np.concatenate([images[i : i + 1], output])
-        alt = f"test image {i + 1}, decoded step by step"
-        rows.append(Strip(f"{i + 1}", frames, alt, captions=captions if i == 0 else ()))
-    title = f"Along the iterations, test images: {run}"
-    return Steps(title, rows, "The numbers count steps.")
+    taken = arrays["snapshots"][:, position, :WATCHED]  # (S, images, d)
+    frames = [
+        np.concatenate([images[i : i + 1], decoded(network, taken[:, i])])
+        for i in range(taken.shape[1])
+    ]
+    alt = "test image {}, decoded step by step"
+    return steps_of(f"Along the iterations, test images: {run}", frames, captions, alt=alt)
 
 
 def pictures(run: Run, ground: Ground) -> Iterator[tuple[str, int, Any]]:
@@ -251,8 +251,6 @@ def pictures(run: Run, ground: Ground) -> Iterator[tuple[str, int, Any]]:
 
     for i, kind in enumerate(kinds):
         yield f"{kind}/decoded", 0, picture(i, run.arrays["estimate"][i])
-    if "snapshots" in run.arrays:
-        off = kinds.index(OFF_RANGE)
-        steps = run.arrays["snapshot_steps"].tolist()
-        for step, snapshot in zip(steps, run.arrays["snapshots"], strict=True):
-            yield f"{OFF_RANGE}/iterations", step, picture(off, snapshot[off])
+    off = kinds.index(OFF_RANGE)
+    for step, snapshot in run.snapshots():
+        yield f"{OFF_RANGE}/iterations", step, picture(off, snapshot[off])

@@ -1,73 +1,33 @@
 """How good completed images are, beside ridge regression on the same images and masks."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from retrace.measures import quality, uncertainty
-from retrace.measures.quality import Means
 from retrace.pipeline.artifacts import reconstruction_path
 from retrace.pipeline.command import Refusal
-from retrace.problems import Ground, Run, Scores
+from retrace.problems import BaseScorer, Run, Scores
 
 HEADLINE = ("mse", "psnr", "ssim", "mse_over_ridge", "known_residual", "agreement")
 JUDGES = ("classifier",)
 BASELINE = "ridge"
 
 
-def score_mask(
-    estimate: Tensor,
-    truth: Tensor,
-    *,
-    observed: Tensor,
-    classifier: torch.nn.Module,
-    truth_labels: Tensor,
-    ridge_mse: float | None,
-    means: Means,
-) -> Scores:
-    """Scores of one mask.
+class Scorer(BaseScorer):
+    """Scores under each mask; of a run with samples also what those are worth.
 
     ``mse`` and ``psnr`` over missing pixels only; ``ssim`` and ``agreement`` of the completed
     image, the known pixels pasted in; ``known_residual`` is the MSE on the known pixels before
     they are pasted; ``agreement`` is the share of completed images that the classifier labels as
-    it labels the original.
-
-    Parameters
-    ----------
-    estimate, truth, observed : (n, 28, 28)
-        Observed is NaN where a pixel is missing.
-    classifier : Module
-        (B, 28, 28) to logits.
-    truth_labels : (n,)
-        The classifier's labels of the originals.
-    ridge_mse : float, optional
-        Of linear regression on the same images and mask.
-    means : function
-        Takes per-image measures to means with intervals.
+    it labels the original; ``mse_over_ridge`` compares with ridge regression on the same images
+    and mask.
     """
-    missing = observed.isnan()
-    completed = torch.where(missing, estimate.clamp(0, 1), observed)
 
-    measures = {
-        "mse": quality.mse(completed, truth, where=missing),
-        "ssim": quality.ssim(completed, truth),
-        "known_residual": quality.mse(estimate, truth, where=~missing),
-        "agreement": (quality.labels_of(classifier, completed) == truth_labels).double(),
-    }
-    scores = quality.with_psnr(means(measures))
-    return scores if ridge_mse is None else scores | {"mse_over_ridge": scores["mse"] / ridge_mse}
-
-
-class Scorer:
-    """Scores under each mask; of a run with samples also what those are worth."""
-
-    def __init__(
-        self, ground: Ground, records: Mapping[str, Mapping[str, Any]], means: Means
-    ) -> None:
-        self.means = means
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        ground = self.ground
         self.observed = torch.from_numpy(ground.given["observed"])  # (masks, n, 28, 28)
         self.masks: list[str] = ground.given["masks"].tolist()
         self.truth, self.labels = (
@@ -77,8 +37,8 @@ class Scorer:
         self.truth_labels = quality.labels_of(self.classifier, self.truth)
         right = quality.labels_of(self.classifier, ground.split("test")[0])
         accuracy = (right == ground.split("test")[1]).double().mean().item()
-        self.baselines: Scores = {"classifier_accuracy": accuracy}
-        ridge = [name for name, record in records.items() if record["method"] == BASELINE]
+        self.baselines = {"classifier_accuracy": accuracy}
+        ridge = [name for name, record in self.records.items() if record["method"] == BASELINE]
         if ridge:
             path = reconstruction_path(ground.problem, ridge[0])
             estimate = torch.from_numpy(ground.read(path)["estimate"])
@@ -94,29 +54,7 @@ class Scorer:
                 f"{run.name}: estimate has shape {tuple(estimate.shape)}; "
                 f"{tuple(self.observed.shape)} is expected"
             )
-        ridge = self.baselines.get("ridge_mse", {})
-        masks = {
-            mask: score_mask(
-                estimate[i],
-                self.truth,
-                observed=self.observed[i],
-                classifier=self.classifier,
-                truth_labels=self.truth_labels,
-                ridge_mse=ridge.get(mask),
-                means=self.means,
-            )
-            for i, mask in enumerate(self.masks)
-        }
-        if all(key in run.arrays for key in uncertainty.ARRAYS):
-            for i, mask in enumerate(self.masks):
-                masks[mask] |= uncertainty.score(
-                    *(torch.from_numpy(run.arrays[key][i]) for key in uncertainty.ARRAYS),
-                    truth=self.truth,
-                    observed=self.observed[i],
-                    labels=self.labels,
-                    classifier=self.classifier,
-                    means=self.means,
-                )
+        masks = {mask: self._of_mask(run, i) for i, mask in enumerate(self.masks)}
         # The mean over masks, for `dvc metrics show`: a table that fits on a screen.
         headline = {
             key: float(np.mean([mask[key] for mask in masks.values()]))
@@ -124,3 +62,28 @@ class Scorer:
             if all(key in mask for mask in masks.values())
         }
         return {"n": len(self.truth), "masks": masks}, headline
+
+    def _of_mask(self, run: Run, i: int) -> Scores:
+        estimate, observed = torch.from_numpy(run.arrays["estimate"][i]), self.observed[i]
+        missing = observed.isnan()
+        completed = torch.where(missing, estimate.clamp(0, 1), observed)
+        labels = quality.labels_of(self.classifier, completed)
+        measures = {
+            "mse": quality.mse(completed, self.truth, where=missing),
+            "ssim": quality.ssim(completed, self.truth),
+            "known_residual": quality.mse(estimate, self.truth, where=~missing),
+            "agreement": (labels == self.truth_labels).double(),
+        }
+        scores: Scores = {**quality.with_psnr(self.means(measures))}
+        if "ridge_mse" in self.baselines:
+            scores["mse_over_ridge"] = scores["mse"] / self.baselines["ridge_mse"][self.masks[i]]
+        if all(key in run.arrays for key in uncertainty.ARRAYS):
+            scores |= uncertainty.score(
+                *(torch.from_numpy(run.arrays[key][i]) for key in uncertainty.ARRAYS),
+                truth=self.truth,
+                observed=observed,
+                labels=self.labels,
+                classifier=self.classifier,
+                means=self.means,
+            )
+        return scores

@@ -33,6 +33,7 @@ from retrace.report.model import (
     number,
     score,
     scored,
+    steps_of,
     tabulated,
     total_seconds,
     trivial,
@@ -68,7 +69,7 @@ def section(state: State) -> Section:
     pictures: list[Strip] = []
     more: list[Block] = []
     with state.noting():
-        pictures, more, intervals = shown(state, runs, masks, best=best)
+        pictures, more, intervals = pictured(state, runs, masks, best=best)
         for name, (low, high) in intervals.items():
             runs[name] |= {"mse_low": low, "mse_high": high}
     note = f"{len(masks)} masks, {runs[best]['n']} test images under each"
@@ -204,7 +205,7 @@ def calibration(runs: Mapping[str, Scores]) -> Chart:
     )
 
 
-def shown(
+def pictured(
     state: State, runs: Mapping[str, Scores], masks: list[str], *, best: str
 ) -> tuple[list[Strip], list[Block], Intervals]:
     """Pictures of the first screen; gallery, and strips of samples and along iterations; intervals
@@ -289,13 +290,12 @@ def iterations(
     iterations."""
     taken = arrays["snapshots"][:, position, :WATCHED]  # (S, images, 28, 28)
     captions = ["original", "given", *(str(step) for step in arrays["snapshot_steps"])]
-    rows = []
-    for i in range(taken.shape[1]):
-        frames = [truth[i], observed[i], *(completed(frame, observed[i]) for frame in taken[:, i])]
-        alt = f"test image {i + 1}: original, given, then the completion step by step"
-        rows.append(Strip(f"{i + 1}", np.stack(frames), alt, captions=() if i else captions))
-    note = "The numbers count steps; the first test images."
-    return Steps(f"Along the iterations, {where}", rows, note)
+    frames = [
+        np.stack([truth[i], observed[i], *(completed(frame, observed[i]) for frame in taken[:, i])])
+        for i in range(taken.shape[1])
+    ]
+    alt = "test image {}: original, given, then the completion step by step"
+    return steps_of(f"Along the iterations, {where}", frames, captions, alt=alt)
 
 
 def samples(
@@ -308,15 +308,8 @@ def samples(
 ) -> Steps:
     """The most ambiguous images: mean, standard deviation and samples.
 
-    Parameters
-    ----------
-    arrays : dict
-        ``estimate``, ``deviation`` (n, 28, 28) and ``samples`` (n, K, 28, 28) uint8 under one mask.
-    truth, observed : (n, 28, 28)
-    classifier : Module
-        Reads the digits in the samples.
-    where : str
-        For the title.
+    Of arrays under one mask: ``estimate``, ``deviation`` (n, 28, 28) and ``samples`` (n, K, 28, 28)
+    uint8, in which the classifier reads the digits; truth and observed are (n, 28, 28).
     """
     drawn = uncertainty.completions(torch.from_numpy(arrays["samples"]), torch.from_numpy(observed))
     read = uncertainty.read_digits(drawn, classifier)
@@ -355,16 +348,7 @@ def false_minima(
 
     The loss is the mean (f(x) - x)² over known pixels, above each column in thousandths: the
     truth's, and that of the optimised input. The columns are the first images where the latter is
-    lower.
-
-    Parameters
-    ----------
-    network : Module
-        f, (B, 28, 28) to (B, 28, 28).
-    estimate, truth, observed : (n, 28, 28)
-        Observed is NaN where a pixel is missing.
-    where : str
-        For the title.
+    lower. Estimate, truth and observed, NaN where a pixel is missing, are (n, 28, 28).
     """
     inputs = {"truth": truth, "optimised": completed(estimate, observed)}
     known = ~np.isnan(observed)
@@ -402,7 +386,5 @@ def pictures(run: Run, ground: Ground) -> Iterator[tuple[str, int, Any]]:
 
     for i, mask in enumerate(ground.given["masks"].tolist()):
         yield f"{mask}/completed", 0, picture(run.arrays["estimate"][i], observed[i])
-        if mask == PREFERRED_MASK and "snapshots" in run.arrays:
-            steps = run.arrays["snapshot_steps"].tolist()
-            for step, snapshot in zip(steps, run.arrays["snapshots"], strict=True):
-                yield f"{mask}/iterations", step, picture(snapshot[i], observed[i])
+        for step, snapshot in run.snapshots() if mask == PREFERRED_MASK else ():
+            yield f"{mask}/iterations", step, picture(snapshot[i], observed[i])

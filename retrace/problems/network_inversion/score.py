@@ -6,14 +6,14 @@ unknown) are compared with them.
 
 import copy
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from retrace.measures.quality import Means
 from retrace.pipeline.command import Refusal
-from retrace.problems import Arrays, Ground, Run, Scores
+from retrace.problems import Arrays, BaseScorer, Ground, Run, Scores
+from retrace.types import Means
 
 JUDGES = ()
 BASELINE = None
@@ -28,66 +28,60 @@ HEADLINE = (
 Settings = Mapping[str, Any]
 
 
-def outputs(
-    network: nn.Module, inputs: Tensor, *, method: str, settings: Settings, arrays: Arrays
-) -> Tensor:
-    """What the targets of a run are compared with, differentiable in the inputs.
+class Inversion(NamedTuple):
+    """A run's network, reconstruction, method and settings."""
 
-    Parameters
-    ----------
-    network : Module
-    inputs : (B, ...) float64
-    method : str
+    network: nn.Module
+    arrays: Arrays
+    method: str
+    settings: Settings
+
+    def outputs(self, inputs: Tensor) -> Tensor:
+        """What the targets are compared with, differentiable in the inputs (B, ...) float64.
+
         ``affine``: the outputs (B, outputs). ``hidden_unit``: what goes into the activation of each
         input's unit, (B,). ``class_target``: the probability of each input's class, (B,).
         ``lstm_gate``: the unit's forget gate at the row, or the largest from that row on, (B,).
-    settings : dict
-        Of the run.
-    arrays : dict
-        The reconstruction, of which ``unit`` or ``label`` say what belongs to each input.
-    """
-    network = copy.deepcopy(network).double().requires_grad_(False)
-    if method == "affine":
-        return network(inputs)
-    index = torch.from_numpy(arrays["label" if method == "class_target" else "unit"])
-    parts = zip(inputs.split(BATCH), index.split(BATCH), strict=True)
-    return torch.cat(
-        [_of_images(network, x, i, method=method, settings=settings) for x, i in parts]
-    )
+        """
+        network = copy.deepcopy(self.network).double().requires_grad_(False)
+        if self.method == "affine":
+            return network(inputs)
+        of = "label" if self.method == "class_target" else "unit"
+        index = torch.from_numpy(self.arrays[of])
+        parts = zip(inputs.split(BATCH), index.split(BATCH), strict=True)
+        return torch.cat([self._of_images(network, x, i) for x, i in parts])
+
+    def _of_images(self, network: nn.Module, x: Tensor, index: Tensor) -> Tensor:
+        if self.method == "class_target":
+            return network(x).softmax(dim=1).gather(1, index[:, None]).squeeze(1)
+        if self.method == "lstm_gate":
+            gates = network.forget_logits(x).sigmoid()  # type: ignore[operator]
+            gates = gates.gather(2, index[:, None, None].expand(-1, gates.shape[1], 1)).squeeze(2)
+            row = self.settings["row"]
+            one = self.settings["change"] == "row"
+            return gates[:, row] if one else gates[:, row:].amax(dim=1)
+        kept: list[Tensor] = []
+        layer = network.get_submodule(self.settings["layer"])
+        # A copy, since margin networks rectify in place.
+        handle = layer.register_forward_hook(lambda module, given, out: kept.append(out.clone()))
+        network(x)
+        handle.remove()
+        return kept[0].flatten(1).gather(1, index[:, None]).squeeze(1)
+
+    def sensitivity(self) -> Tensor:
+        """Derivative of each answer's output with respect to that answer: (B, ...) of images."""
+        variable = torch.from_numpy(self.arrays["estimate"]).requires_grad_()
+        (gradient,) = torch.autograd.grad(self.outputs(variable).sum(), variable)
+        return gradient
 
 
-def _of_images(
-    network: nn.Module, x: Tensor, index: Tensor, *, method: str, settings: Settings
-) -> Tensor:
-    if method == "class_target":
-        return network(x).softmax(dim=1).gather(1, index[:, None]).squeeze(1)
-    if method == "lstm_gate":
-        gates = network.forget_logits(x).sigmoid()  # type: ignore[operator]
-        gates = gates.gather(2, index[:, None, None].expand(-1, gates.shape[1], 1)).squeeze(2)
-        row = settings["row"]
-        return gates[:, row] if settings["change"] == "row" else gates[:, row:].amax(dim=1)
-    kept: list[Tensor] = []
-    layer = network.get_submodule(settings["layer"])
-    # A copy, since margin networks rectify in place.
-    handle = layer.register_forward_hook(lambda module, given, out: kept.append(out.clone()))
-    network(x)
-    handle.remove()
-    return kept[0].flatten(1).gather(1, index[:, None]).squeeze(1)
+def inversion_of(run: Run, ground: Ground) -> Inversion:
+    record = run.record
+    network = ground.network(record["network"])
+    return Inversion(network, run.arrays, record["method"], record["settings"])
 
 
-def sensitivity(
-    network: nn.Module, inputs: Tensor, *, method: str, settings: Settings, arrays: Arrays
-) -> Tensor:
-    """Derivative of each input's output with respect to that input: (B, ...) of images."""
-    variable = inputs.detach().requires_grad_()
-    value = outputs(network, variable, method=method, settings=settings, arrays=arrays)
-    (gradient,) = torch.autograd.grad(value.sum(), variable)
-    return gradient
-
-
-def score(
-    network: nn.Module, arrays: Arrays, *, method: str, settings: Settings, means: Means
-) -> tuple[Scores, Scores]:
+def score(run: Inversion, *, means: Means) -> tuple[Scores, Scores]:
     """Scores of a run and its headline.
 
     ``relative_error_max`` is the largest |f(x) − v| / |v| over the targets that are not proved
@@ -99,23 +93,9 @@ def score(
     ``without_target`` counts inputs that were to make an output as large as possible, with
     ``raised_mean``, how much larger it is than at the start. ``distance_mean`` is of the Euclidean
     distances from the start, of reached targets; ``outside_max`` is how far a pixel lies outside
-    [0, 1]; ``iterations_mean`` counts steps.
-
-    Parameters
-    ----------
-    network : Module
-    arrays : dict
-        The reconstruction.
-    method, settings
-        Of the run.
-    means : function
-        Takes per-target measures to means with intervals.
-
-    Raises
-    ------
-    Refusal
-        When the arrays do not belong together.
+    [0, 1]; ``iterations_mean`` counts steps. Refused when the arrays do not belong together.
     """
+    arrays = run.arrays
     estimate, start = (torch.from_numpy(arrays[key]).double() for key in ("estimate", "start"))
     wanted = torch.from_numpy(arrays["wanted"])
     n = len(estimate)
@@ -123,11 +103,8 @@ def score(
     if estimate.shape != start.shape or any(len(arrays[key]) != n for key in keys):
         raise Refusal("the estimate, its start and its targets differ in number; run `dvc repro`")
 
-    def of(x: Tensor) -> Tensor:
-        found = outputs(network, x, method=method, settings=settings, arrays=arrays)
-        return found.reshape(n, -1)  # (B, outputs)
-
-    reached_output, at_start = of(estimate), of(start)
+    # (B, outputs)
+    reached_output, at_start = (run.outputs(x).reshape(n, -1) for x in (estimate, start))
     target = wanted.reshape(n, -1)
     relation = torch.from_numpy(arrays["relation"])[:, None]
     excess = reached_output - target
@@ -170,21 +147,8 @@ def score(
     return scores, {key: scores[key] for key in HEADLINE if key in scores}
 
 
-class Scorer:
+class Scorer(BaseScorer):
     """Scores of inputs against the outputs that were wanted of them."""
 
-    def __init__(
-        self, ground: Ground, records: Mapping[str, Mapping[str, Any]], means: Means
-    ) -> None:
-        self.means, self.ground = means, ground
-        self.baselines: Scores = {}
-
     def __call__(self, run: Run) -> tuple[Scores, Scores]:
-        record = run.record
-        return score(
-            self.ground.network(record["network"]),
-            run.arrays,
-            method=record["method"],
-            settings=record["settings"],
-            means=self.means,
-        )
+        return score(inversion_of(run, self.ground), means=self.means)

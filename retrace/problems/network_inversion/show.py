@@ -3,18 +3,16 @@
 import copy
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from matplotlib import pyplot
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from torch import nn
 
-from retrace.problems import Arrays, Ground
-from retrace.problems import Run as TrackedRun
-from retrace.problems.network_inversion.score import Settings, outputs, sensitivity
+from retrace.problems import Arrays, Ground, Run
+from retrace.problems.network_inversion.score import Inversion, inversion_of
 from retrace.report import charts
 from retrace.report.model import (
     METHOD,
@@ -51,49 +49,15 @@ TASKS = ("maximise", "shut down")  # of hidden units, before the levels
 RATE_SHARES = (0.05, 0.5, 0.9, 1.0, 1.02)  # of the learning rate's bound, in the picture
 
 
-class Run(NamedTuple):
-    """A run's network, reconstruction, method and settings."""
-
-    network: nn.Module
-    arrays: Arrays
-    method: str
-    settings: Settings
-
-    def outputs(self, images: NDArray[Any]) -> NDArray[Any]:
-        """What is wanted of each image."""
-        return outputs(
-            self.network,
-            torch.from_numpy(images),
-            method=self.method,
-            settings=self.settings,
-            arrays=self.arrays,
-        ).numpy()
-
-    def gradient(self) -> NDArray[Any]:
-        """Derivative of what is wanted of each answer with respect to that answer."""
-        return sensitivity(
-            self.network,
-            torch.from_numpy(self.arrays["estimate"]),
-            method=self.method,
-            settings=self.settings,
-            arrays=self.arrays,
-        ).numpy()
-
-
 def section(state: State) -> Section:
     """Table, trajectories, grids of units, gates and classes, trade-off."""
     runs, ground = state.scores(PROBLEM), Ground(PROBLEM)
-    loaded: dict[str, Run] = {}
+    loaded: dict[str, Inversion] = {}
     for name, s in runs.items():
         with state.noting():
-            network, arrays = ground.network(s["network"]), state.arrays(PROBLEM, name)
-            loaded[name] = Run(network, arrays, s["method"], s["settings"])
+            loaded[name] = inversion_of(Run(name, s, state.arrays(PROBLEM, name)), ground)
     points = [
-        charts.Point(
-            name,
-            1000 * s["seconds"] / s["n"],
-            max(s["relative_error_max"], SMALLEST),
-        )
+        charts.Point(name, 1000 * s["seconds"] / s["n"], max(s["relative_error_max"], SMALLEST))
         for name, s in runs.items()
         if "relative_error_max" in s
     ]
@@ -142,16 +106,16 @@ def table(runs: dict[str, Scores]) -> Table:
     return tabulated("Inputs for wanted outputs", runs, columns, note=note)
 
 
-def trajectories(loaded: Mapping[str, Run]) -> list[Chart]:
+def trajectories(loaded: Mapping[str, Inversion]) -> list[Chart]:
     """Inputs by step, one chart for each network with one input."""
-    networks: dict[str, dict[str, Run]] = {}
+    networks: dict[str, dict[str, Inversion]] = {}
     for label, run in loaded.items():
         if run.method == "affine" and len(run.arrays["estimate"][0]) == 1:
             networks.setdefault(str(run.arrays["network"]), {})[label] = run
     return [chart for network, runs in networks.items() for chart in trajectories_of(network, runs)]
 
 
-def trajectories_of(network: str, runs: Mapping[str, Run]) -> list[Chart]:
+def trajectories_of(network: str, runs: Mapping[str, Inversion]) -> list[Chart]:
     """Inputs by step of each iterative run, the answer dashed; of a linear network also which
     learning rates converge."""
     iterative = {label: run for label, run in runs.items() if "trajectory" in run.arrays}
@@ -204,13 +168,13 @@ def trajectories_of(network: str, runs: Mapping[str, Run]) -> list[Chart]:
     ]
 
 
-def units(run: Run, *, label: str) -> Steps:
+def units(run: Inversion, *, label: str) -> Steps:
     """Units in rows: the image that moved most to shut the unit down, and the answer to each task,
     white where it is proved that there is none. Beside each the unit's sensitivity there, or once
     at the end where it is the same everywhere: of a unit that is affine in the image."""
     arrays, settings = run.arrays, run.settings
     index = shown_units(run)  # (units, tasks)
-    estimate, gradient = arrays["estimate"][index], run.gradient()[index]
+    estimate, gradient = arrays["estimate"][index], run.sensitivity().numpy()[index]
     affine = bool(np.isclose(gradient, gradient[:, :1], rtol=1e-9, atol=1e-12).all())
     estimate[arrays["feasible"][index] == 0] = 1
     captions = ["image"]
@@ -233,7 +197,7 @@ def units(run: Run, *, label: str) -> Steps:
     return Steps(f"Units: {label}", rows, note, file=f"{PROBLEM}_{label}")
 
 
-def shown_units(run: Run) -> NDArray[Any]:
+def shown_units(run: Inversion) -> NDArray[Any]:
     """Positions (units, tasks) of the answers that are shown: for each unit the image that had to
     change most to shut it down, which the unit therefore answers to."""
     settings = run.settings
@@ -246,7 +210,7 @@ def shown_units(run: Run) -> NDArray[Any]:
     )
 
 
-def unit_pictures(run: Run) -> list[Strip]:
+def unit_pictures(run: Inversion) -> list[Strip]:
     """Image, nearest image that shuts the first unit down, and their difference."""
     index = shown_units(run)[0, 1:2]
     start, answer = run.arrays["start"][index], run.arrays["estimate"][index]
@@ -257,7 +221,7 @@ def unit_pictures(run: Run) -> list[Strip]:
     ]
 
 
-def gates(run: Run, *, label: str, count: int = COLUMNS) -> Steps:
+def gates(run: Inversion, *, label: str, count: int = COLUMNS) -> Steps:
     """Images, changed images, differences, and the forget gates before and after, as images whose
     row t is the gate at that row: white is open."""
     settings, index = run.settings, shown_gates(run.arrays, count=count)
@@ -299,12 +263,13 @@ def shown_gates(arrays: Arrays, *, count: int) -> NDArray[Any]:
     return possible[np.lexsort((of, rank))][:count]
 
 
-def nearest_of(run: Run) -> tuple[NDArray[Any], NDArray[Any], list[str]]:
+def nearest_of(run: Inversion) -> tuple[NDArray[Any], NDArray[Any], list[str]]:
     """For each image the position of the nearest answer with another label, how far it is, and both
     labels."""
     arrays = run.arrays
     classes = int(arrays["label"].max()) + 1
-    own = run.outputs(arrays["start"]).reshape(-1, classes).argmax(axis=1)  # (images,)
+    probability = run.outputs(torch.from_numpy(arrays["start"])).numpy()
+    own = probability.reshape(-1, classes).argmax(axis=1)  # (images,)
     moved = np.sqrt(((arrays["estimate"] - arrays["start"]) ** 2).sum(axis=(1, 2)))
     moved = np.where(arrays["feasible"] == 1, moved, np.inf).reshape(-1, classes)
     images = np.arange(len(own))
@@ -314,11 +279,11 @@ def nearest_of(run: Run) -> tuple[NDArray[Any], NDArray[Any], list[str]]:
     return images * classes + other, moved[images, other], labels
 
 
-def nearest(state: State, run: Run, *, label: str) -> tuple[Gallery, list[Strip]]:
+def nearest(state: State, run: Inversion, *, label: str) -> tuple[Gallery, list[Strip]]:
     """Images and the nearest ones with another label, by how far they are."""
     index, distance, labels = nearest_of(run)
     start, answer = run.arrays["start"][index], run.arrays["estimate"][index]
-    gradient = run.gradient()[index]
+    gradient = run.sensitivity().numpy()[index]
     cases = []
     chosen = state.choose(f"{PROBLEM}/{label}", distance)
     for case, i in chosen.items():
@@ -368,7 +333,7 @@ def nearest(state: State, run: Run, *, label: str) -> tuple[Gallery, list[Strip]
     return gallery, pictures
 
 
-def preferred(loaded: Mapping[str, Run]) -> list[Steps]:
+def preferred(loaded: Mapping[str, Inversion]) -> list[Steps]:
     """What each class wants, a prior a row."""
     rows = []
     captions: list[str] = []
@@ -412,11 +377,10 @@ def summary_of(runs: dict[str, Scores], pictures: list[Strip]) -> Summary:
     )
 
 
-def pictures(run: TrackedRun, ground: Ground) -> Iterator[tuple[str, int, Any]]:
+def pictures(run: Run, ground: Ground) -> Iterator[tuple[str, int, Any]]:
     """For images the rows start, answer, difference and sensitivity (of LSTM gates: the gate
     after), for regressions the path of the input."""
-    record = run.record
-    shown = Run(ground.network(record["network"]), run.arrays, record["method"], record["settings"])
+    shown = inversion_of(run, ground)
     if shown.method == "affine":
         if "trajectory" in run.arrays:
             for chart in trajectories({"inputs by step": shown}):
@@ -435,5 +399,5 @@ def pictures(run: TrackedRun, ground: Ground) -> Iterator[tuple[str, int, Any]]:
         index = np.arange(len(run.arrays["estimate"]))
     index = index[:TRACKED]
     start, answer = run.arrays["start"][index], run.arrays["estimate"][index]
-    signed = [coloured(x, "signed") for x in (answer - start, shown.gradient()[index])]
+    signed = [coloured(x, "signed") for x in (answer - start, shown.sensitivity().numpy()[index])]
     yield "inputs", 0, mosaic([start, answer, *signed])

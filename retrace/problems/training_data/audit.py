@@ -26,11 +26,11 @@ from retrace.measures.identification import (
     near_duplicates,
     null_matching,
 )
-from retrace.measures.quality import Means, means_with_intervals
+from retrace.measures.quality import means_with_intervals
 from retrace.methods.training_data import sparse_span
 from retrace.methods.training_data.row_differences import two_hidden_layers
 from retrace.problems.training_data.score import score_candidates
-from retrace.types import BadInput, Callback, ignore
+from retrace.types import BadInput, Callback, Means, ignore
 
 DARKEST = 0.01  # largest value of images that can be in [0, 1]: five steps of 255 and more
 CONTRASTS = 3.0  # ratio of the contrasts of images and held-out ones of the same kind, at most
@@ -241,29 +241,13 @@ def network_of(weights: nn.Module | Mapping[str, Tensor], *, shape: tuple[int, .
 def fitting(
     given: tuple[int, ...], *, inputs: int, wanted: tuple[int, ...] = (), name: str
 ) -> tuple[int, ...]:
-    """The shape in which a network sees images, whose pixels keep their order.
+    """The shape (rows, columns) or (3, rows, columns) in which a network of so many inputs sees
+    images, whose pixels keep their order.
 
-    Parameters
-    ----------
-    given : tuple of int
-        Of an image. An axis of one channel, first or last, and a row of all pixels are unambiguous.
-    inputs : int
-        Values that the network takes.
-    wanted : tuple of int, optional
-        What the network says of the shape. Without it, a row of pixels is taken for a square.
-    name : str
-        Of the images, for the message.
-
-    Returns
-    -------
-    tuple of int
-        (rows, columns) or (3, rows, columns).
-
-    Raises
-    ------
-    BadInput
-        When the images have another shape; also of colours last, since the order of the pixels
-        would be another one, and of other channels than one or three.
+    An axis of one channel, first or last, and a row of all pixels are unambiguous. `wanted` is what
+    the network says of the shape; without it, a row of pixels is taken for a square. Refused, with
+    the name of the images, are other shapes, colours last, since the order of the pixels would be
+    another one, and other channels than one or three.
     """
     if len(wanted) == 3 and wanted[0] == 1:
         wanted = wanted[1:]
@@ -314,28 +298,11 @@ def compared(
     Of images that repeat each other the weights hold one, and a candidate is matched to one, so
     that the copies would count as safe. A held-out image that nearly equals an image would count
     as matched though the classifier saw it, and copies of held-out images would make the null look
-    larger than it is.
+    larger than it is. Refused when no held-out image is left.
 
-    Parameters
-    ----------
-    images, held_out : (n, *shape), (m, *shape)
-    mean : (d,)
-        Of the network; 0 where it subtracts none.
-    distinct_null : bool
-        See `audit`.
-
-    Returns
-    -------
-    truth : Truth
-    positions : (k,) int64
-        Of the held-out images that are left.
-    removed : dict
-        See `Audit.scores`.
-
-    Raises
-    ------
-    BadInput
-        When no held-out image is left.
+    Of images (n, *shape), held-out ones (m, *shape) and the network's mean (d,), 0 where it
+    subtracts none: the truth; positions (k,) of the held-out images that are left; and what was
+    removed, see `Audit.scores`.
     """
     shape = tuple(images.shape[1:])
     flat, null = images.flatten(1), held_out.flatten(1)

@@ -1,20 +1,28 @@
 """How many training images the candidates of an attack give away."""
 
 import math
-from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from retrace.measures import identification, quality
-from retrace.measures.quality import Means
 from retrace.pipeline.command import Refusal
-from retrace.problems import Ground, Run, Scores
+from retrace.problems import BaseScorer, Ground, Run, Scores
+from retrace.types import Means
 
 JUDGES = ()
 BASELINE = None
 RANKS = (50, 100, 150)  # how many candidates, by the attack's own ranking, precision looks at
+
+
+def truth_of(ground: Ground, network: str, *, null: bool = True) -> identification.Truth:
+    """Training and held-out images of a network."""
+    return identification.truth_of(
+        ground.split("train"),
+        ground.load(network)[1]["training"],
+        where=f"networks.{network}.training",
+        null=null,
+    )
 
 
 def score_candidates(estimate: Tensor, truth: identification.Truth, *, means: Means) -> Scores:
@@ -42,8 +50,6 @@ def score_candidates(estimate: Tensor, truth: identification.Truth, *, means: Me
         Candidates in [0, 1], best first by the attack's own ranking; K may be 0.
     truth : Truth
         n training and m held-out images.
-    means : function
-        Takes per-image measures to means with intervals.
     """
     images, n = truth.images, len(truth.images)
     candidates = estimate.flatten(1)
@@ -109,26 +115,17 @@ def score_candidates(estimate: Tensor, truth: identification.Truth, *, means: Me
     return scores
 
 
-class Scorer:
+class Scorer(BaseScorer):
     """Counts of identified images, beside those of held-out images."""
 
-    def __init__(
-        self, ground: Ground, records: Mapping[str, Mapping[str, Any]], means: Means
-    ) -> None:
-        self.means, self.ground = means, ground
-        self.baselines: Scores = {}
-        self.known: tuple[str, identification.Truth, float] | None = None
+    known: tuple[str, identification.Truth, float] | None = None
 
     def truth_of(self, network: str) -> tuple[identification.Truth, float]:
         """Training and held-out images of a network, and the seconds that it was trained for. Of
         one network at a time: the held-out images are many."""
         if self.known is None or self.known[0] != network:
-            record = self.ground.load(network)[1]
-            where = f"networks.{network}.training"
-            truth = identification.truth_of(
-                self.ground.split("train"), record["training"], where=where
-            )
-            self.known = network, truth, record["seconds"]
+            seconds = self.ground.load(network)[1]["seconds"]
+            self.known = network, truth_of(self.ground, network), seconds
         return self.known[1:]
 
     def __call__(self, run: Run) -> tuple[Scores, Scores]:

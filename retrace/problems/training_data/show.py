@@ -12,6 +12,7 @@ from retrace.measures import identification
 from retrace.measures.identification import THRESHOLDS
 from retrace.pipeline.artifacts import history_path, metrics_path, read_json
 from retrace.problems import Arrays, Ground, Run
+from retrace.problems.training_data.score import truth_of
 from retrace.report import charts
 from retrace.report.model import (
     EACH,
@@ -33,6 +34,7 @@ from retrace.report.model import (
     number,
     score,
     scored,
+    steps_of,
     tabulated,
     total_seconds,
     trivial,
@@ -128,15 +130,6 @@ def section(state: State) -> Section:
     summary = summary_of(runs, pictures, controls=controls & set(digits))
     rows = {"training_data.csv": flat_rows(runs)}
     return Section(PROBLEM, TITLE, LEAD, summary, blocks, sheets, rows)
-
-
-def truth_of(ground: Ground, network: str, *, null: bool = True) -> identification.Truth:
-    return identification.truth_of(
-        ground.split("train"),
-        ground.load(network)[1]["training"],
-        where=f"networks.{network}.training",
-        null=null,
-    )
 
 
 def control(state: State, scores: Scores) -> bool:
@@ -326,18 +319,10 @@ def threshold_charts(
 
 def iterations(arrays: Arrays, *, run: str) -> Steps:
     """The first candidates along the iterations, a candidate a line."""
-    frames = arrays["snapshots"][:, 0, :3]
+    frames = arrays["snapshots"][:, 0, :3].swapaxes(0, 1)
     captions = [str(step) for step in arrays["snapshot_steps"]]
-    rows = [
-        Strip(
-            f"{i + 1}",
-            frames[:, i],
-            f"{run}, candidate {i + 1} step by step",
-            captions=() if i else captions,
-        )
-        for i in range(frames.shape[1])
-    ]
-    return Steps(f"Candidates along the iterations: {run}", rows, "The numbers count steps.")
+    alt = f"{run}, candidate {{}} step by step"
+    return steps_of(f"Candidates along the iterations: {run}", frames, captions, alt=alt)
 
 
 def pairs_of(
@@ -432,8 +417,7 @@ def pictures(run: Run, ground: Ground) -> Iterator[tuple[str, int, Any]]:
     strips = list(zip(*(split_rows(x, columns=TRACKED) for x in images), strict=True))
     if strips:
         yield "identified", 0, mosaic([row for strip in strips for row in strip], scale=scale)
-    steps = run.arrays["snapshot_steps"].tolist() if "snapshots" in run.arrays else []
-    for step, snapshot in zip(steps, run.arrays.get("snapshots", []), strict=True):
+    for step, snapshot in run.snapshots():
         if len(snapshot[0]):
             rows = split_rows(snapshot[0], columns=TRACKED)
             yield "candidates", step, mosaic(rows, scale=scale)
