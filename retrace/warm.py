@@ -65,7 +65,7 @@ def running(folder: Path) -> Iterator[dict[str, str]]:
                 listens = process.stdout.readline() == b"ready\n"
                 yield {VARIABLE: path} if listens else {}
             finally:
-                process.stdin.close()
+                process.kill()  # also while it still imports; no stage is at work any more
 
 
 def serve(path: str) -> None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from retrace import warm
 from retrace.checks import check_place
 from retrace.commands.mend import mend
+from retrace.commands.report import REPORT
 from retrace.pipeline.artifacts import metrics_path, read_json
 from retrace.pipeline.command import INTERRUPTED, Refusal, run
 
@@ -117,8 +118,10 @@ def reproduce(folder: Path) -> None:
                 finally:
                     with repo.lock:
                         steps.write()
-            report = [sys.executable, "-m", "retrace.commands.report"]
-            subprocess.run(report, check=True)
+            if steps.spent or not REPORT.exists():
+                subprocess.run([sys.executable, "-m", "retrace.commands.report"], check=True)
+            else:
+                print(f"The report is {REPORT.resolve().as_uri()}")
         except DvcException as error:
             cause = error.__cause__
             if isinstance(cause, StageCmdFailedError) and str(cause).endswith(f" {INTERRUPTED}"):
