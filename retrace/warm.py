@@ -121,12 +121,12 @@ def _be(connection: socket.socket) -> NoReturn:
         os.kill(os.getpid(), signal.SIGKILL)  # who called was killed
 
     threading.Thread(target=end, daemon=True).start()
-    module, sys.argv = wanted["words"][2], wanted["words"][2:]
+    sys.argv = wanted["words"][wanted["words"].index("-m") + 1 :]
     code: Any = 0
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", category=RuntimeWarning, module="runpy")
-            runpy.run_module(module, run_name="__main__", alter_sys=True)
+            runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
     except SystemExit as end_of_stage:
         code = end_of_stage.code or 0
     except BaseException as error:

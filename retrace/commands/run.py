@@ -19,6 +19,7 @@ from retrace.commands.mend import mend
 from retrace.commands.report import REPORT
 from retrace.pipeline.artifacts import metrics_path, read_json
 from retrace.pipeline.command import INTERRUPTED, Refusal, run
+from retrace.problems import names
 
 if TYPE_CHECKING:
     from dvc.stage import Stage
@@ -79,10 +80,10 @@ class Steps(logging.Filter):
 def seconds_of(stage: str) -> float | None:
     """Seconds that a reconstruction took when the metrics here were made."""
     kind, _, name = stage.partition("@")
-    path = metrics_path(name.partition("-")[0], name)
-    if kind != "reconstruct" or not path.exists():
+    found = [path for problem in names() if (path := metrics_path(problem, name)).exists()]
+    if kind != "reconstruct" or not found:
         return None
-    return LEAST + float(read_json(path)["seconds"])
+    return LEAST + float(read_json(found[0])["seconds"])
 
 
 def reproduce(folder: Path) -> None:
