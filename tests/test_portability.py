@@ -32,7 +32,11 @@ PROCESSORS: dict[str, dict[str, str]] = {
 TOGETHER = {key: value for given in PROCESSORS.values() for key, value in given.items()}
 TOGETHER["ATEN_CPU_CAPABILITY"] = "default"
 # Where sums in another order have been seen to change a choice, and the means of what they chose.
-QUICK = ("tests/measures/test_quality.py", "tests/methods/test_sparse_span.py")
+QUICK = (
+    "tests/measures/test_quality.py",
+    "tests/methods/test_sparse_span.py",
+    "tests/pipeline/test_device.py",
+)
 MEANS = ("mse", "ssim", "psnr", "mse_over_ridge", "mse_over_pca")
 
 

@@ -50,8 +50,9 @@ PRETEND = pretend.register()
 RUNS = small.named_runs()
 TIMES = ("timestamp", "elapsed", "cpu_seconds")
 # Of the emulated device, whose arithmetic is the processor's own: where an array lies in memory
-# changes a last digit. 8 bits of bfloat16 leave more of that, which Adam makes a step of.
-CLOSE, REDUCED = {"rtol": 1e-5, "atol": 5e-6}, {"rtol": 0.05, "atol": 0.02}
+# changes a last digit, and samplers carry it on. 8 bits of bfloat16 leave more of that, which Adam
+# makes a step of.
+CLOSE, REDUCED = {"rtol": 1e-5, "atol": 2e-5}, {"rtol": 0.05, "atol": 0.02}
 # Of a GPU, whose sums have another order: measures of a training, relatively; and values of a
 # reconstruction, of which so large a share may be farther away, where a choice fell otherwise.
 MEASURES, VALUES, SHARE = 0.05, 1e-3, 0.02
