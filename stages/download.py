@@ -41,8 +41,7 @@ def main() -> None:
             except RuntimeError as error:  # ~ and a user that there is not
                 raise Refusal(f"params.yaml: data.path = {data.path!r}: {error}") from None
             arrays = read_folder(path)
-            networks = {key: network.arguments for key, network in params.networks.items()}
-            check_classes(len(arrays["classes"]), networks)
+            check_classes(len(arrays["classes"]), params.networks)
             np.savez_compressed(folder / FOLDER, allow_pickle=False, **arrays)
             source = f"{data.path}, {len(arrays['images'])} images"
         else:

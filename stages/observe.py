@@ -2,7 +2,6 @@
 
 from retrace.pipeline.artifacts import observed_path, truth_path, write_arrays
 from retrace.pipeline.command import run
-from retrace.pipeline.device import chosen, computing_on
 from retrace.pipeline.params import bind, entry_of, load
 from retrace.problems import Ground, part
 
@@ -14,8 +13,7 @@ def main(name: str) -> None:
     entry = entry_of(params.problems, name, section="problems")
     observe = part(name, "observe").observe
     settings = bind(observe, entry.settings, where=f"problems.{name}.settings")
-    with computing_on(chosen(params.device)):
-        given, truth = observe(Ground(name, entry.source), **settings)
+    given, truth = observe(Ground(name, entry.source), **settings)
     write_arrays(observed_path(name), given)
     write_arrays(truth_path(name), {**truth, "dataset": given["dataset"]})
     print(f"{name}: observed {given['observed'].shape}")

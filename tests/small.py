@@ -39,13 +39,6 @@ def autoencoder(decoder: str) -> dict[str, Any]:
     return network("convolutional", arguments, **LONGER)
 
 
-def denoiser(precision: str) -> dict[str, Any]:
-    arguments = {"axes": 10, "width": 16, "blocks": 1, "precision": precision}
-    return network(
-        "denoiser", arguments, **SGD, schedule="constant", noise_median=0.6, noise_spread=1.0
-    )
-
-
 def regression(activation: str, *, inputs: int, outputs: int, **training: Any) -> dict[str, Any]:
     points = {"points": 40, "span": 1.0, "slope": 1.0, "offset": 0.5, "noise": 0.1, "rank": 0}
     arguments = {"inputs": inputs, "outputs": outputs, "activation": activation}
@@ -61,8 +54,11 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "dense": network("dense", {"widths": [32], "gain": 1.0, "dropout": 0.0}, **LONGER),
     "transposed": autoencoder("transposed"),
     "upsampled": autoencoder("upsampled"),
-    "denoiser": denoiser("float32"),
-    "denoiser_reduced": denoiser("bfloat16"),
+    "denoiser": network(
+        "denoiser",
+        {"axes": 10, "width": 16, "blocks": 1},
+        **{**SGD, "schedule": "constant", "noise_median": 0.6, "noise_spread": 1.0},
+    ),
     "lstm": network("lstm", {"hidden": 6, "classes": 10}, **ADAM),
     "margin": margin(16, 16),
     "margin_wide": margin(320, 16, per_class=50, steps=40),
@@ -158,17 +154,14 @@ RUNS: dict[str, list[tuple[str, str, dict[str, Any]]]] = {
         ],
         ("posterior", "prior", POSTERIOR),
         ("posterior", "prior", {**POSTERIOR, "sampler": "pseudo_gibbs", "noise": "none"}),
-        *[
-            (
-                "denoising_score",
-                name,
-                {
-                    **{"highest_noise": 1.0, "lowest_noise": 0.3, "levels": 2, "penalty": 0.001},
-                    **{"samples": 2, "completions": 1, "seed": 0},
-                },
-            )
-            for name in ("denoiser", "denoiser_reduced")
-        ],
+        (
+            "denoising_score",
+            "denoiser",
+            {
+                **{"highest_noise": 1.0, "lowest_noise": 0.3, "levels": 2, "penalty": 0.001},
+                **{"samples": 2, "completions": 1, "seed": 0},
+            },
+        ),
         (
             "combined",
             "prior",

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from retrace import warm
 from retrace.checks import check_place
-from retrace.commands.mend import mend
+from retrace.commands.mend import mend, without_git
 from retrace.commands.report import REPORT
 from retrace.pipeline.artifacts import metrics_path, read_json
 from retrace.pipeline.command import INTERRUPTED, Refusal, run
@@ -97,7 +97,7 @@ def reproduce(folder: Path) -> None:
         When a stage was interrupted.
     """
     check_place(folder.resolve())
-    print("".join(f"{line}\n" for line in mend(folder)), end="")
+    print("".join(f"{line}\n" for line in [*without_git(folder), *mend(folder)]), end="")
     begun, here = time.monotonic(), Path.cwd()
     os.environ.pop("DVC_ROOT", None)
     with warm.running(folder) as variable:

@@ -13,6 +13,7 @@ retrace/data/conversion.py says. Archives are not unpacked.
 import hashlib
 import os
 import unicodedata
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +22,7 @@ from tqdm import tqdm
 
 from retrace.data.conversion import convert
 from retrace.pipeline.command import Refusal, complain
+from retrace.pipeline.params import NetworkEntry, bind, find
 
 # What people call the parts, in small letters.
 PARTS = {
@@ -155,12 +157,15 @@ def spelled(path: Path) -> str:
     return unicodedata.normalize("NFC", text)
 
 
-def check_classes(count: int, arguments: dict[str, dict[str, Any]]) -> None:
-    """Refuse networks, by their arguments in params.yaml, that have fewer outputs than there are
-    labels, before they are trained."""
-    for name, given in arguments.items():
-        if given.get("classes", count) < count:
+def check_classes(count: int, networks: Mapping[str, NetworkEntry]) -> None:
+    """Refuse networks of params.yaml that have fewer outputs than there are labels, before they are
+    trained."""
+    for name, entry in networks.items():
+        where = f"networks.{name}"
+        module = find("networks", entry.architecture, where=f"{where}.architecture")
+        arguments = bind(module.Network.__init__, entry.arguments, where=f"{where}.arguments")
+        if (classes := arguments.get("classes", count)) < count:
             raise Refusal(
-                f"params.yaml: networks.{name}.arguments.classes = {given['classes']}: the folder "
-                f"of data.path has {count} labels; at least as many are needed"
+                f"params.yaml: {where}.arguments.classes = {classes}: the folder of data.path has "
+                f"{count} labels; at least as many are needed"
             )

@@ -1,7 +1,7 @@
 """A denoiser: the mean of an image given a noisy one, at any noise level; that is, the score."""
 
 import time
-from typing import Annotated, Literal
+from typing import Annotated
 
 import torch
 from pydantic import Field
@@ -46,9 +46,6 @@ class Network(nn.Module):
     blocks : int
         Residual blocks of two layers, each with its noise level's scale and shift (Perez et al.
         2018, arXiv 1709.07871).
-    precision : "float32" or "bfloat16"
-        Of the products of F's matrices, all else being float32. Without instructions for it,
-        bfloat16 is slow.
     """
 
     mean_image: Tensor  # (28, 28) float32, of the training images
@@ -64,11 +61,9 @@ class Network(nn.Module):
         axes: Annotated[int, Field(ge=1, le=PIXELS)] = 300,
         width: Annotated[int, Field(ge=1, le=8192)] = 1024,
         blocks: Annotated[int, Field(ge=1, le=16)] = 1,
-        precision: Literal["float32", "bfloat16"] = "float32",
     ) -> None:
         super().__init__()
         self.axes, self.width = axes, width
-        self.reduced = precision == "bfloat16"
         # Set by the training, with the noise levels of its loss.
         self.noise_median, self.noise_spread = 1.0, 1.0
         self.first = nn.Linear(axes, width)
@@ -102,10 +97,8 @@ class Network(nn.Module):
         linear = noisy * share
         signal = (variances * share)[:, : self.axes].mean(dim=1, keepdim=True)
         inputs = linear[:, : self.axes] * signal.rsqrt()
-        with torch.autocast(inputs.device.type, dtype=torch.bfloat16, enabled=self.reduced):
-            corrections = self._corrections(inputs, noise.log())
         deviations = noise * share[:, : self.axes].sqrt()
-        linear[:, : self.axes] += corrections.to(linear.dtype) * deviations
+        linear[:, : self.axes] += self._corrections(inputs, noise.log()) * deviations
         return linear
 
     def _corrections(self, inputs: Tensor, log_noise: Tensor) -> Tensor:

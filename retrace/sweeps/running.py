@@ -42,7 +42,7 @@ from retrace.pipeline.artifacts import (
     write_json,
 )
 from retrace.pipeline.command import Refusal
-from retrace.pipeline.device import chosen, computing_on
+from retrace.pipeline.device import chosen
 from retrace.pipeline.params import PARAMS, NetworkEntry, Params, read_yaml
 from retrace.problems import Arrays, Ground, Run, part
 from retrace.sweeps.trials import Sweep, Trial
@@ -239,8 +239,7 @@ def scores_of(
         files[MASKS] = drawn(params.masks, available=len(split("test")[0]))
     means = partial(means_with_intervals, resamples=scoring.resamples, seed=scoring.seed)
     ground = Ground(problem, entry.source, split, load, files.__getitem__)
-    with computing_on(chosen(params.device)):
-        given, truth = part(problem, "observe").observe(ground, **entry.settings)
+    given, truth = part(problem, "observe").observe(ground, **entry.settings)
     files |= {observed_path(problem): given, truth_path(problem): truth}
     records = {}
     for name, run in params.runs.items():

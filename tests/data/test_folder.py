@@ -22,6 +22,7 @@ from retrace.data.conversion import convert
 from retrace.data.folder import check_classes, read_folder
 from retrace.pipeline.artifacts import DATASET, read_arrays, read_json, read_split, split_path
 from retrace.pipeline.command import Refusal
+from retrace.pipeline.params import NetworkEntry
 from stages import download, masks, observe, reconstruct, score, split, train
 
 OWN = {**TINY["data"], "name": "folder", "path": "pictures"}
@@ -314,9 +315,14 @@ def test_labels_that_only_the_test_has_are_refused(
 
 
 def test_a_network_with_too_few_outputs_is_refused_before_it_is_trained() -> None:
-    check_classes(10, {"classifier": {"classes": 10}, "ffnn": {"widths": [2]}})
+    networks = {
+        "classifier": NetworkEntry(architecture="classifier", arguments={"classes": 11}),
+        "lstm": NetworkEntry(architecture="lstm"),  # 10 by default
+        "ffnn": NetworkEntry(architecture="dense"),
+    }
+    check_classes(10, networks)
     with pytest.raises(Refusal, match=r"networks\.lstm\.arguments\.classes = 10: .* 11 labels"):
-        check_classes(11, {"lstm": {"classes": 10}})
+        check_classes(11, networks)
 
 
 def test_a_changed_folder_is_noticed_as_the_documents_say(

@@ -517,7 +517,7 @@ def denoising(images: Tensor) -> denoiser.Network:
 
 
 def test_an_untrained_denoiser_is_the_best_linear_one(images: Tensor) -> None:
-    network = denoiser.Network(axes=30, width=8, blocks=2, precision="bfloat16")
+    network = denoiser.Network(axes=30, width=8, blocks=2)
     centred = images[:500].double() - images[:500].double().mean(dim=0)
     covariance = centred.flatten(1).T @ centred.flatten(1) / 500
     variances, vectors = torch.linalg.eigh(covariance)
