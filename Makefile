@@ -40,7 +40,7 @@ servers: $(READY) ## the tests that start PostgreSQL, MLflow's server and a stor
 	.venv/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,servers]'
 	RETRACE_SERVERS=1 python -m pytest tests/tracking/test_servers.py
 
-cluster: $(READY) ## the tests of a Ray cluster on this machine, which take minutes: pip install .[cluster]
+cluster: $(READY) ## the tests of a Ray cluster on this machine (minutes; needs pip install '.[cluster]')
 	RETRACE_CLUSTER=1 python -m pytest tests/execution/test_cluster.py
 
 sweep: $(READY) ## a sweep of params.yaml, by its NAME; RETRACE_WORKERS and RETRACE_ENGINE say where
@@ -61,7 +61,7 @@ ui: $(READY) ## the MLflow UI on localhost (STORE=demo for the demo's runs, PORT
 plots: $(READY) ## dvc plots as one page that works offline: dvc_plots/index.html
 	python -m dvc plots show
 
-report: $(READY) ## what people look at, in one file that works offline: metrics/report.html
+report: $(READY) ## the report, one page that works offline: metrics/report.html
 	@python -m retrace mend
 	python -m dvc repro report
 	@python -m retrace report

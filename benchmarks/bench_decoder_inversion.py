@@ -142,8 +142,8 @@ def choose_penalty(network: nn.Module, validation: Tensor) -> dict[str, Any]:
 
 @torch.no_grad()
 def main() -> None:
-    """Compare the bounded solver with scipy's, and Gauss-Newton with the best of 45 starts, on test
-    images; show which penalty the validation images choose."""
+    """Compare the bounded solver with scipy's, and Gauss-Newton with the best known from 45 starts,
+    on test images; show which penalty the validation images choose."""
     if not checkpoint_path("vae").exists() or not TRUTH.exists():
         raise Refusal(f"the network vae or {TRUTH} is missing; `dvc repro` makes them")
     network, _ = load_checkpoint(checkpoint_path("vae"))

@@ -8,8 +8,8 @@ the weights.
 
 They run as `retrace.sweeps` does, so that nothing is measured twice, on as many processes as
 RETRACE_WORKERS says: one for seconds that are to be compared. About two hours on two free cores
-(estimated), most of them for `sets`. benchmarks/results/identification.json has each point; those
-of parts that are not run stay, and those of earlier code have another form of inputs.
+(estimated), most of them for `sets`. benchmarks/results/identification.json has each point; points
+of parts that are not run stay as they were, also in the form that earlier code gave them.
 """
 
 import argparse

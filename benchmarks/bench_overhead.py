@@ -46,7 +46,7 @@ def stage_seconds(lines: Iterator[str]) -> list[tuple[str, float]]:
 
 
 def by_kind(stages: list[tuple[str, float]]) -> dict[str, dict[str, float]]:
-    """Number and seconds of the stages of each kind: ``score`` for all ``score@<run>``."""
+    """Number and seconds of the stages of each kind: ``score`` for all ``score@<problem>``."""
     kinds: dict[str, dict[str, float]] = {}
     for name, seconds in stages:
         kind = kinds.setdefault(name.split("@")[0], {"runs": 0, "seconds": 0.0})

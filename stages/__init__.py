@@ -4,7 +4,7 @@ import os
 import sys
 from importlib import import_module
 
-# By their names, since what only words or speeds something is no dependency of what computes.
+# Imported by name, so that code that only prints help or saves time is no dependency of a stage.
 if sys.argv[:1] == ["-m"]:  # while Python looks for the module that it is to run
     if {"-h", "--help"} & set(sys.argv):
         asked = sys.orig_argv[sys.orig_argv.index("-m") + 1]

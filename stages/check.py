@@ -10,7 +10,8 @@ from retrace.sweeps.trials import check_sweeps
 
 
 def main() -> None:
-    """Check params.yaml as a whole, and the path of the repository, before anything runs."""
+    """Check params.yaml as a whole, and the path of the repository, before anything runs; remove
+    the files of networks and runs that params.yaml has no more (DVC's cache keeps them)."""
     check_place(Path.cwd())
     params = load()
     check_all(params)

@@ -8,7 +8,7 @@ from retrace.problems import Ground, part
 
 def main(name: str) -> None:
     """Write data/observed/<problem>.npz, which methods see, and data/truth/<problem>.npz, which
-    only scores see."""
+    no method sees."""
     params = load()
     entry = entry_of(params.problems, name, section="problems")
     observe = part(name, "observe").observe

@@ -1,4 +1,4 @@
-"""Score the reconstructions of one problem; the only stage that sees them and the truth."""
+"""Score the reconstructions of one problem against the truth."""
 
 from functools import partial
 

@@ -11,7 +11,7 @@ COMMANDS = {
     "run": "run the pipeline as `dvc repro` does, but faster, and draw the report",
     "complete": "fill the missing pixels of an image of one's own",
     "audit": "count the images that can be identified from a classifier's weights",
-    "report": "draw what people look at, in one file: metrics/report.html",
+    "report": "draw the report, one page that works offline: metrics/report.html",
     "compare": "lay the reports of two Git revisions side by side",
     "sweep": "run many small pipelines, with keys of params.yaml changed",
     "demo": "run the whole pipeline offline, on scikit-learn's digits, in demo/",

@@ -30,7 +30,7 @@ LEAST = 0.5  # seconds that a stage takes, at least
 
 class Steps(logging.Filter):
     """Reproduces one stage after the other, as DVC does; keeps what is due for dvc.lock, and says
-    ``stage 12 of 36`` and how long the rest may take in place of DVC's own words."""
+    ``stage 12 of 104`` and how long the rest may take in place of DVC's own words."""
 
     def __init__(self, repo: Any) -> None:
         super().__init__()

@@ -16,7 +16,10 @@ SETTINGS = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEM
 def main(store: Path, port: int) -> None:
     """Show the runs of a store in MLflow's UI, on this machine, until Ctrl-C."""
     if not (store / "mlflow.db").is_file():
-        raise Refusal(f"{store / 'mlflow.db'} is missing; `make track` makes it")
+        raise Refusal(
+            f"{store / 'mlflow.db'} is missing; `make track` makes it (of the demo: `make track "
+            "STORE=demo`)"
+        )
     with tempfile.TemporaryDirectory() as folder:
         # By a link, since MLflow does not start from a path that holds a %.
         link = Path(folder, "environment")

@@ -86,8 +86,8 @@ def split_raw(data: Data) -> Parts:
 def describe_source(name: str) -> dict[str, Any]:
     """Where the dataset is published and the sums it was verified with.
 
-    Not the mirror that happened to deliver: the bytes are the same, and a machine's own path has
-    no place in Git.
+    Not the mirror that happened to deliver: the bytes are the same, and a path of one machine means
+    nothing on another.
     """
     if name == "digits":
         return {

@@ -1,1 +1,1 @@
-"""What every stage needs: files, params.yaml, the device, a clear line."""
+"""What every stage needs: where files lie, params.yaml, the device, how errors are told."""

@@ -53,7 +53,7 @@ def observed_path(problem: str) -> Path:
 
 
 def truth_path(problem: str) -> Path:
-    """What `score` alone opens."""
+    """What `reconstruct` never opens."""
     return Path(f"data/truth/{problem}.npz")
 
 

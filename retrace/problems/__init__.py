@@ -4,9 +4,9 @@
   truth, as arrays. The settings are the problem's section of params.yaml.
 - ``score.py``: a class ``Scorer``, made once from the ground, the records of the problem's runs
   and a function that gives means with intervals, and called for each run: its scores, and their
-  headline. ``baselines`` is what the runs are measured against. ``JUDGES`` are networks that scores
-  need beside a run's own, and ``BASELINE`` is the method of the run that others are compared with,
-  or None.
+  headline. ``baselines`` is what the runs are measured against. Two constants have to be there:
+  ``JUDGES`` names networks that scores need beside a run's own, and ``BASELINE`` the method of the
+  run that others are compared with (or None).
 - ``show.py``: ``section(state)`` gives tables, galleries and charts, ``pictures(run, ground)``
   pictures for MLflow.
 
