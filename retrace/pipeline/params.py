@@ -147,8 +147,9 @@ def shown(value: Any) -> str:
 def refuse(error: ValidationError, *, where: str) -> Refusal:
     """Turn pydantic's first error into one line: the key's path, the value, what is allowed."""
     first = error.errors()[0]
-    # A discriminated union puts the chosen kind into the path; it is not a key of the file.
-    keys = [str(part) for part in first["loc"] if part not in ("rectangle", "random", "[key]")]
+    keys = [str(part) for part in first["loc"] if part != "[key]"]
+    if keys[:2] == ["masks", "patterns"]:
+        del keys[3:4]  # the kind of a mask, which pydantic puts there; it is no key of the file
     path = ".".join([where, *keys] if where else keys)
     if first["type"] == "extra_forbidden":
         return Refusal(f"params.yaml: {path}: unknown key")

@@ -73,7 +73,23 @@ def test_what_is_committed_is_valid_and_so_is_the_demo(tmp_path: Path) -> None:
             {"kind": "random", "share": 1.2},
             "masks.patterns.random_50.share = 1.2: input should be less than or equal to",
         ),
-        ("masks/patterns/band", {"kind": "spiral"}, "masks.patterns.band"),
+        (
+            "masks/patterns/lines",
+            {"kind": "rows", "first": 99, "step": 2},
+            "masks.patterns.lines.first = 99: input should be less than 28",
+        ),
+        (
+            "masks/patterns/random",
+            {"kind": "random", "share": 1.2},
+            "masks.patterns.random.share = 1.2: input should be less than or equal to",
+        ),
+        (
+            "masks/patterns/rows",
+            {"kind": "rectangle", "rows": [10, 28], "columns": [0, 27]},
+            "masks.patterns.rows.rows.1 = 28: input should be less than 28",
+        ),
+        ("networks/random", {"architecture": 5}, "networks.random.architecture = 5: input should"),
+        ("masks/patterns/band", {"kind": "spiral"}, "masks.patterns.band = {'kind': 'spiral'}"),
         ("scoring/resamples", 99, "scoring.resamples = 99: input should be greater than or equal"),
         (
             "networks/ffnn/training/learning_rate",
