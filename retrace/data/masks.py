@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from retrace.pipeline.command import Refusal
+from retrace.pipeline.command import WrongValue
 from retrace.pipeline.params import EveryNthRow, Mask, Masks, Rectangle
 from retrace.types import SIDE
 
@@ -14,7 +14,7 @@ def drawn(masks: Masks, *, available: int) -> dict[str, NDArray[Any]]:
     """All masks of params.yaml, as data/masks.npz holds them: ``missing`` (masks, n, 28, 28) bool
     and ``masks``, their names. Refused where there are not as many test images available."""
     if masks.images > available:
-        raise Refusal(
+        raise WrongValue(
             f"params.yaml: masks.images = {masks.images}: allowed are 1 to {available}, the "
             "number of test images"
         )

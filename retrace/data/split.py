@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from retrace.data.download import CLASSES, DIGITS, FOLDER
 from retrace.pipeline.artifacts import RAW, read_arrays
-from retrace.pipeline.command import Refusal
+from retrace.pipeline.command import WrongValue
 from retrace.pipeline.params import Data
 
 Arrays = tuple[NDArray[np.uint8], NDArray[np.uint8]]
@@ -76,7 +76,7 @@ def split_raw(data: Data) -> Parts:
     parts = split(raw.training, raw.test, validation=validation, seed=data.seed)
     for part, arrays in parts.items():
         if not len(arrays["images"]):
-            raise Refusal(
+            raise WrongValue(
                 f"params.yaml: data.validation = {data.validation}: of {len(raw.training[0])} "
                 f"training images none is left for {part}"
             )

@@ -20,7 +20,7 @@ from torch import nn
 
 from retrace.execution import shards
 from retrace.pipeline.artifacts import interrupted_path, read_arrays, write_arrays
-from retrace.pipeline.command import Refusal
+from retrace.pipeline.command import Refusal, WrongValue
 from retrace.pipeline.device import announce, chosen, computing_on, described, matmul_precision
 from retrace.pipeline.params import GIVEN, RunEntry, bind, find, refused
 from retrace.types import BadInput, Precision
@@ -181,7 +181,7 @@ def reconstruct(
         raise refused(error, where=where, sections={"settings": settings}) from None
     seconds = time.time() - started
     if not bool(np.isfinite(answers["estimate"]).all()):
-        raise Refusal(
+        raise WrongValue(
             f"{where}: the estimate is not finite; lower settings.learning_rate if there is one"
         )
     identity = {key: getattr(entry, key) for key in ("problem", "method", "network")}

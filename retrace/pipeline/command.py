@@ -16,6 +16,11 @@ class Refusal(Exception):
     """Bad input or a state that cannot go on; its text is the one line that the user reads."""
 
 
+class WrongValue(Refusal):
+    """A value of params.yaml, or what follows from it, is to blame: refused whenever it is tried,
+    on any machine."""
+
+
 def program_of(module: str) -> str:
     """What a user types to start a module."""
     command = module.removeprefix("retrace.commands.")

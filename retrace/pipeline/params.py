@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError
 
-from retrace.pipeline.command import Refusal
+from retrace.pipeline.command import Refusal, WrongValue
 from retrace.types import SIDE, BadInput, Precision, Seed
 
 PARAMS = Path("params.yaml")
@@ -144,7 +144,7 @@ def shown(value: Any) -> str:
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}… ({len(text)} characters)"
 
 
-def refuse(error: ValidationError, *, where: str) -> Refusal:
+def refuse(error: ValidationError, *, where: str) -> WrongValue:
     """Turn pydantic's first error into one line: the key's path, the value, what is allowed."""
     first = error.errors()[0]
     keys = [str(part) for part in first["loc"] if part != "[key]"]
@@ -152,22 +152,22 @@ def refuse(error: ValidationError, *, where: str) -> Refusal:
         del keys[3:4]  # the kind of a mask, which pydantic puts there; it is no key of the file
     path = ".".join([where, *keys] if where else keys)
     if first["type"] == "extra_forbidden":
-        return Refusal(f"params.yaml: {path}: unknown key")
+        return WrongValue(f"params.yaml: {path}: unknown key")
     if first["type"] == "missing":
-        return Refusal(f"params.yaml: {path}: this key is missing")
+        return WrongValue(f"params.yaml: {path}: this key is missing")
     message = first["msg"].removeprefix("Value error, ")
     value = shown(first["input"])
-    return Refusal(f"params.yaml: {path} = {value}: {message[:1].lower()}{message[1:]}")
+    return WrongValue(f"params.yaml: {path} = {value}: {message[:1].lower()}{message[1:]}")
 
 
-def refused(error: BadInput, *, where: str, sections: dict[str, dict[str, Any]]) -> Refusal:
+def refused(error: BadInput, *, where: str, sections: dict[str, dict[str, Any]]) -> WrongValue:
     """The line for an argument that a network or a method refused, with the key's path where it is
     one of some sections of params.yaml."""
     word = re.match(r"\w*", str(error))
     for section, settings in sections.items():
         if word and word[0] in settings:
-            return Refusal(f"params.yaml: {where}.{section}.{error}")
-    return Refusal(f"{where}: {error}")
+            return WrongValue(f"params.yaml: {where}.{section}.{error}")
+    return WrongValue(f"{where}: {error}")
 
 
 def entry_of(entries: Mapping[str, Entry], name: str, *, section: str) -> Entry:

@@ -35,7 +35,7 @@ from retrace.pipeline.artifacts import (
     split_path,
     truth_path,
 )
-from retrace.pipeline.command import Refusal
+from retrace.pipeline.command import WrongValue
 from retrace.types import Means, Split
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -121,7 +121,7 @@ class Ground:
         """The network that is the source, refused where it has no decoder."""
         network = self.network(Path(self.source).stem)
         if not hasattr(network, "decoder_weights"):
-            raise Refusal(
+            raise WrongValue(
                 f"params.yaml: problems.{self.problem}.source = {self.source!r}: no decoder there; "
                 "a network of the architecture vae is expected"
             )

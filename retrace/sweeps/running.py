@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import torch
 from filelock import FileLock, Timeout
+from pydantic import ValidationError
 from torch import nn
 from tqdm import tqdm
 
@@ -41,13 +42,13 @@ from retrace.pipeline.artifacts import (
     truth_path,
     write_json,
 )
-from retrace.pipeline.command import Refusal
+from retrace.pipeline.command import Refusal, WrongValue
 from retrace.pipeline.device import chosen
 from retrace.pipeline.params import PARAMS, NetworkEntry, Params, read_yaml
 from retrace.problems import Arrays, Ground, Run, part
 from retrace.sweeps.trials import Sweep, Trial
 from retrace.training import train_network
-from retrace.types import Split
+from retrace.types import BadInput, Split
 
 FOLDER = Path("data/sweeps")
 # Files of this package that networks and trials are made by. Where a task runs changes no result:
@@ -133,8 +134,11 @@ class Plan:
             found = hashlib.md5(content, usedforsecurity=False).hexdigest()
             if found != md5 and not md5.endswith(".dir"):  # DVC's sum of a folder
                 return None
-        entry = NetworkEntry.model_validate(stated[f"networks.{name}"])
-        return check_networks({name: entry})[name]
+        try:
+            entry = NetworkEntry.model_validate(stated[f"networks.{name}"])
+            return check_networks({name: entry})[name]
+        except (ValidationError, Refusal):  # of former code, which took other values
+            return None
 
 
 def make(sweep: Sweep, base: Params, *, name: str) -> tuple[list[Result], int]:
@@ -143,8 +147,9 @@ def make(sweep: Sweep, base: Params, *, name: str) -> tuple[list[Result], int]:
 
     A result has ``trial``, its digest; ``started``, ``seconds``; ``refused``, the reason or None;
     ``params``; and by run ``metrics``, numbers for a table, ``scores``, all of them, and the
-    ``record`` of the reconstruction. Refused where another sweep is running here, or the engine
-    cannot work.
+    ``record`` of the reconstruction. A value that is refused is a result, since it would be again;
+    any other refusal, of a device or a file, ends the sweep, which goes on from there the next
+    time. So does it where another sweep is running here, or the engine cannot work.
     """
     FOLDER.mkdir(parents=True, exist_ok=True)
     try:
@@ -201,7 +206,7 @@ def train(task: Task) -> None:
             )
             kept = {key: record[key] for key in ("architecture", "arguments", "dataset")}
             save_checkpoint(network, name=name, path=Path(path), **kept)
-        except Refusal as refusal:
+        except WrongValue as refusal:
             record = {"refused": str(refusal)}
         write_json(Path(path).with_suffix(".json"), record)
 
@@ -215,7 +220,7 @@ def score(task: Task) -> None:
         try:
             for problem in params.problems:
                 result["runs"] |= scores_of(problem, params, split, task)
-        except Refusal as refusal:
+        except (WrongValue, BadInput) as refusal:
             result |= {"runs": {}, "refused": str(refusal)}
         write_json(path, {**result, "started": started, "seconds": time.time() - started})
 
@@ -230,7 +235,7 @@ def scores_of(
         path = Path(task.networks[name])
         record = read_json(path.with_suffix(".json"))
         if "refused" in record:
-            raise Refusal(record["refused"])
+            raise WrongValue(record["refused"])
         return load_checkpoint(path)[0], record
 
     entry, scoring = params.problems[problem], params.scoring

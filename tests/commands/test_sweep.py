@@ -322,6 +322,39 @@ def test_a_refused_trial_is_a_row_and_the_others_go_on(
     assert here.made["trials"] == 6
 
 
+def test_what_a_scorer_cannot_take_is_refused_too(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A classifier says of no image that it was trained on it."""
+    name, key = "training_data-public", "runs.training_data-public.network"
+    run = {"problem": "training_data", "method": "public_images", "settings": {"show": "images"}}
+    content = {**TINY, "runs": {**TINY["runs"], name: {**run, "network": "margin"}}}
+    varied = {**TRAIN, "runs": [name], "vary": [{key: ["margin", "classifier"]}]}
+    write_params(workspace, {**content, "sweeps": {"small": varied}})
+    here = Here(monkeypatch)
+    sweep.main("small")
+    assert here.made == {"networks": 2, "trials": 2}
+    first, second = (row["refused"] for row in table("small"))
+    assert not first and "no training images can be attacked there" in second
+
+
+@pytest.mark.parametrize("of", ["train_network", "reconstruct"])
+def test_what_is_no_fault_of_the_values_ends_the_sweep_and_is_tried_again(
+    of: str, workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refusing(*given: Any, **more: Any) -> None:
+        raise Refusal("device = 'cuda': there is none here")
+
+    write_params(workspace, {**TINY, "sweeps": {"small": ABLATE}})
+    Here(monkeypatch)
+    with monkeypatch.context() as patch:
+        patch.setattr(running, of, refusing)
+        with pytest.raises(Refusal, match="there is none here"):
+            sweep.main("small")
+    sweep.main("small")
+    assert [row["refused"] for row in table("small")] == [""] * 4
+
+
 def test_networks_of_the_pipeline_are_used_while_dvc_lock_says_that_they_fit(
     workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -364,6 +397,12 @@ def test_networks_of_the_pipeline_are_used_while_dvc_lock_says_that_they_fit(
     sweep.main("small")
     assert here.made == {"networks": 3, "trials": 8}
     assert same(table("small")) == same(rows)
+    # Nor are those of entries that today's code does not take.
+    for old in ({"architecture": "transformer"}, {"architecture": "margin", "shape": 5}):
+        stated = {"params.yaml": {"networks.ffnn": old, "device": "cpu"}}
+        stages = {"train@ffnn": {"params": stated, "deps": [], "outs": []}}
+        Path("dvc.lock").write_text(yaml.safe_dump({"stages": stages}))
+        assert Plan(load()).in_step("ffnn", "cpu") is None
     # Nor are those of another device taken.
     lock(device="auto")
     plan = Plan(load())

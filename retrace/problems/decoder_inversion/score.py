@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from retrace.measures import quality
-from retrace.pipeline.command import Refusal
+from retrace.pipeline.command import Refusal, WrongValue
 from retrace.problems import Arrays, BaseScorer, Run, Scores
 from retrace.types import Means
 
@@ -26,10 +26,10 @@ def checked(arrays: Arrays, observations: Arrays, codes: Tensor, network: nn.Mod
     """The estimated codes (groups, n, d); refused where the network has no codes, or the true or
     the estimated codes are of another number or size than the network's, or some are not finite."""
     if not hasattr(network, "decoder_weights"):
-        raise Refusal("this network has no decoder to invert; its architecture should be vae")
+        raise WrongValue("this network has no decoder to invert; its architecture should be vae")
     size: Any = network.code_size
     if codes.shape[1] != size:
-        raise Refusal(
+        raise WrongValue(
             f"the true codes have {codes.shape[1]} values, those of the network {size}; "
             "run `dvc repro`"
         )
