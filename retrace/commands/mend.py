@@ -266,10 +266,13 @@ def joined(ours: Entries, theirs: Entries, base: Entries) -> tuple[Entries, str]
 def mend(folder: Path) -> list[str]:
     """Mend dvc.lock and DVC's own lock file in a workspace; give a line for each that was broken.
 
-    The broken dvc.lock stays as .dvc/tmp/dvc.lock.broken. Refused when a DVC command is at work
-    there: what it is just writing is not broken; when dvc.yaml or params.yaml holds a merge
-    conflict, which only its author can resolve; when Git refuses to show what is needed.
+    The broken dvc.lock stays as .dvc/tmp/dvc.lock.broken. Refused where there is no pipeline: DVC
+    would take a folder with a .dvc in it for one; when a DVC command is at work there: what it is
+    just writing is not broken; when dvc.yaml or params.yaml holds a merge conflict, which only its
+    author can resolve; when Git refuses to show what is needed.
     """
+    if not (folder / ".dvc/config").exists():
+        raise Refusal(f"{folder.resolve()}: no pipeline is here; run from the folder of dvc.yaml")
     for name in ("dvc.yaml", "params.yaml"):
         path = folder / name
         if path.exists() and (conflict := conflict_in(path.read_text("utf-8", errors="replace"))):

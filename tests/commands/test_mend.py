@@ -4,6 +4,7 @@ import copy
 import random
 import shutil
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -278,10 +279,23 @@ def test_where_git_refuses_its_words_are_told_and_nothing_is_lost(
         assert (repository / LOCK).read_text(encoding="utf-8") == broken
 
 
+@pytest.mark.parametrize("command", ["mend", "run"])
+def test_where_there_is_no_pipeline_nothing_is_made(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DVC takes a folder that holds a .dvc for the root of a repository."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(Refusal, match="no pipeline is here; run from the folder of"):
+        import_module(f"retrace.commands.{command}").main()
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.xdist_group("pipeline")
 def test_the_lock_of_a_pipeline_cut_off_in_the_middle(finished: Path, tmp_path: Path) -> None:
     """Where YAML still reads it: `mend` once said nothing of such a cut."""
     text = (finished / LOCK).read_text(encoding="utf-8")
+    (tmp_path / ".dvc").mkdir()
+    (tmp_path / ".dvc/config").touch()
     write(tmp_path, text[: text.index("md5:", len(text) // 2) + 10])
     (line,) = mend(tmp_path)
     assert "cut off in " in line

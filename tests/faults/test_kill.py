@@ -80,6 +80,7 @@ def test_a_lock_that_is_cut_off_anywhere_is_mended_and_read_by_dvc(
     text = (undisturbed[0] / LOCK).read_text(encoding="utf-8")
     stages = yaml.safe_load(text)["stages"]
     (tmp_path / ".dvc").mkdir()
+    (tmp_path / ".dvc/config").touch()
     lengths = random.Random(0).sample(range(len(text)), 60 if FULL else 15)  # noqa: S311
     for length in lengths:
         (tmp_path / LOCK).write_text(text[:length], encoding="utf-8")
@@ -131,6 +132,7 @@ def test_what_the_last_commit_knows_comes_back_from_it(
 
 def test_a_lock_that_is_being_written_is_not_mended(tmp_path: Path) -> None:
     (tmp_path / ".dvc/tmp").mkdir(parents=True)
+    (tmp_path / ".dvc/config").touch()
     (tmp_path / LOCK).write_text("schema: '2.0'\nsta", encoding="utf-8")
     lock = make_lock(str(tmp_path / ".dvc/tmp/lock"))
     with lock, pytest.raises(Refusal, match="a DVC command is at work"):
