@@ -28,12 +28,14 @@ PRELOADED = (
     *("retrace.execution.reconstruction", "retrace.training", "retrace.measures.uncertainty"),
     *("retrace.data.download", "retrace.report.pictures", "retrace.problems"),
 )
-LONGEST = 2**20  # bytes of what a stage hands over
+PART = 2**20  # bytes that are read at once
 
 
 def hand_over() -> None:
     """Let the warm process be this ``python -m stages.X``, and exit as it does; go on here where
-    there is none."""
+    there is none, or where a stream is closed, which cannot be handed over."""
+    if None in (sys.stdin, sys.stdout, sys.stderr):
+        return
     path = os.environ.get(VARIABLE, "")
     with socket.socket(socket.AF_UNIX) as connection:
         try:
@@ -99,8 +101,10 @@ def _be(connection: socket.socket) -> NoReturn:
 
     head, streams, _, _ = socket.recv_fds(connection, 4, 3)
     message = b""
-    while len(message) < int.from_bytes(head):
-        message += connection.recv(LONGEST)
+    while len(message) < (int.from_bytes(head) or 1):  # it may be empty too
+        if not (part := connection.recv(PART)):  # who called was killed
+            os._exit(1)
+        message += part
     wanted: dict[str, Any] = json.loads(message)
     for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
         os.dup2(streams[number], number)
