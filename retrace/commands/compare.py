@@ -10,8 +10,8 @@ import hashlib
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import chdir
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import chdir, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -124,8 +124,9 @@ def laid_out(revision: str, folder: Path, cache: Path) -> LaidOut:
         if path in SAME_IMAGES:
             sums.append(f"{path} {digest}")
         source = cache / digest[:2] / digest[2:]
-        if len(digest) > 2 and source.is_file():
-            target = folder / path
+        target = folder / path
+        inside = target.resolve().is_relative_to(folder.resolve())
+        if inside and len(digest) > 2 and source.is_file():
             target.parent.mkdir(parents=True, exist_ok=True)
             target.symlink_to(source.resolve())
     listed = git("ls-tree", "-r", "-z", "--name-only", revision, "metrics/")
@@ -287,18 +288,27 @@ def drawn(folder: Path, state: State) -> tuple[list[Section], dict[str, str], di
         with state.noting():
             facts = dict(dataset_facts())
         parts = [attempted(problem, state) for problem in ordered()]
-        return parts, facts, dict(stage_seconds(state))
+        seconds: dict[str, float] = {}
+        with reading(state, "Seconds by stage"):
+            seconds = dict(stage_seconds(state))
+        return parts, facts, seconds
+
+
+@contextmanager
+def reading(state: State, what: str) -> Iterator[None]:
+    """Leave out, with a note, what today's code cannot read of a revision."""
+    try:
+        yield
+    except (Refusal, KeyError, IndexError, ValueError) as error:
+        state.missing.append(f"{what}: today's code cannot read its files ({error!r:.120})")
 
 
 def attempted(problem: str, state: State) -> Section:
-    """A problem's section; without content, and with a note, where today's code cannot read what
-    a revision has."""
-    try:
+    """A problem's section; without content where today's code cannot read what a revision has."""
+    show = show_of(problem)
+    with reading(state, show.TITLE):
         return section_of(problem, state)
-    except (Refusal, KeyError, IndexError, ValueError) as error:
-        show = show_of(problem)
-        state.missing.append(f"{show.TITLE}: today's code cannot read its files ({error!r:.120})")
-        return Section(problem, show.TITLE, show.LEAD)
+    return Section(problem, show.TITLE, show.LEAD)
 
 
 def main(a: str, b: str) -> None:

@@ -239,17 +239,20 @@ class State:
                 self.missing.append(text)
 
     def scores(self, problem: str) -> dict[str, Scores]:
-        """Metrics of all runs of a problem, by short name."""
+        """Metrics of all runs of a problem, by short name: without the problem's, unless another
+        run is called so."""
         found = {}
         for name, entry in self.runs.items():
             if entry["problem"] == problem:
                 with self.noting():
-                    found[short(name, problem)] = read_json(metrics_path(problem, name))
+                    brief = name.removeprefix(f"{problem}-")
+                    brief = name if brief in self.runs else brief
+                    found[brief] = read_json(metrics_path(problem, name))
         return found
 
     def arrays(self, problem: str, name: str, *only: str) -> Arrays:
         """Arrays of a run's reconstruction, by its short name."""
-        (whole,) = (run for run in self.runs if run in (name, f"{problem}-{name}"))
+        whole = name if name in self.runs else f"{problem}-{name}"
         return read_arrays(reconstruction_path(problem, whole), only=only)
 
     def choose(
@@ -303,10 +306,6 @@ def cases_of(errors: NDArray[Any]) -> dict[str, list[int]]:
         first = min(max(middle - each // 2, 0), n - each)
         found[name] = [int(i) for i in order[first : first + each]]
     return found
-
-
-def short(name: str, problem: str) -> str:
-    return name.removeprefix(f"{problem}-")
 
 
 def number(

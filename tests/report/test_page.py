@@ -19,6 +19,12 @@ from PIL import Image
 
 from retrace.commands import compare
 from retrace.commands.report import REPORT
+from retrace.pipeline.artifacts import (
+    metrics_path,
+    reconstruction_path,
+    write_arrays,
+    write_json,
+)
 from retrace.pipeline.command import Refusal
 from retrace.problems import names
 from retrace.problems.imputation import show as imputation
@@ -218,6 +224,47 @@ def test_parameters_that_differ() -> None:
         ("new", "", "'<b>'"),
     ]
     assert compare.differences(before, before) == []
+
+
+def test_runs_whose_names_differ_by_the_problem_alone_are_two(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    called = ("known", "imputation-known", "imputation-mean")
+    runs = {name: {"problem": "imputation"} for name in called}
+    for i, name in enumerate(runs):
+        write_json(metrics_path("imputation", name), {"mse": i})
+        write_arrays(reconstruction_path("imputation", name), {"estimate": np.array(i)})
+    state = State(runs, {}, {}, "digits")
+    scores = state.scores("imputation")
+    assert list(scores) == ["known", "imputation-known", "mean"]
+    for name in scores:
+        assert state.arrays("imputation", name)["estimate"] == scores[name]["mse"]
+
+
+def test_a_state_that_todays_code_cannot_read_leaves_notes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once runs did not say of which problem they are."""
+    state = State({"known": {"method": "ridge"}}, {}, {}, "digits", forgiving=True)
+    parts, _, seconds = compare.drawn(tmp_path, state)
+    assert [part.problem for part in parts] == ordered() and not seconds
+    assert sum("today's code cannot read" in line for line in state.missing) == len(parts) + 1
+
+
+def test_a_lock_whose_paths_lead_elsewhere_writes_nothing_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outs = [str(tmp_path / "absolute"), "../up", "data/../../upper", "data/inside"]
+    lock = {"stages": {"x": {"outs": [{"path": path, "md5": "abc"} for path in outs]}}}
+    files = {"dvc.lock": lock, "params.yaml": {"runs": {}, "networks": {}, "scoring": {}}}
+    monkeypatch.setattr(compare, "shown_at", lambda _, path: json.dumps(files[path]).encode())
+    monkeypatch.setattr(compare, "git", lambda *_: b"")
+    (tmp_path / "cache/ab").mkdir(parents=True)
+    (tmp_path / "cache/ab/c").write_text("content")
+    compare.laid_out("HEAD", tmp_path / "A", tmp_path / "cache")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["A", "cache"]
+    assert (tmp_path / "A/data/inside").read_text() == "content"
 
 
 def test_a_page_that_is_too_large_is_refused(tmp_path: Path) -> None:
