@@ -137,11 +137,20 @@ def store() -> Iterator[MlflowClient]:
                 follow(database)
             yield client
         except (MlflowException, SQLAlchemyError, sqlite3.Error, OSError, ImportError) as error:
-            reason = str(error).strip().splitlines()[0]
+            if isinstance(error, OSError) and is_ours(error):
+                raise
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise Refusal(
                 f"the tracking store {uri} failed ({reason[:200]}); all results are safe, and "
                 "`make track` publishes them when it works again"
             ) from None
+
+
+def is_ours(error: OSError) -> bool:
+    """Whether it is of a file that is to be published: the path of such a file is relative, those
+    of the store's are not; an error of a copy has both."""
+    name = error.filename
+    return isinstance(name, str) and not Path(name).is_absolute() and error.filename2 is None
 
 
 def experiment(client: MlflowClient, name: str) -> str:
