@@ -36,7 +36,7 @@ def params_of(base: dict[str, Any], demo: dict[str, Any]) -> dict[str, Any]:
     """params.yaml of the demo: of some sections the entries that it keeps, and what it changes."""
     kept = {}
     for section, names in demo.get("keep", {}).items():
-        if missing := [name for name in names if name not in base[section]]:
+        if missing := [name for name in names if name not in base.get(section, {})]:
             raise Refusal(f"{CHANGES}: keep.{section}: {PARAMS} has no {missing[0]} any more")
         kept[section] = {name: base[section][name] for name in names}
     return merged({**base, **kept, "sweeps": {}}, demo.get("change", {}))

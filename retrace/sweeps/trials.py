@@ -270,7 +270,7 @@ def _lookup(content: Any, path: str) -> Any:
 
 def _check_key(content: dict[str, Any], path: str, *, where: str) -> None:
     *parents, last = path.split(".")
-    if parents[:1] == ["data"] and last not in VARYING:
+    if path.partition(".")[0] == "data" and last not in VARYING:
         raise Refusal(f"params.yaml: {where}: of data, a sweep changes seed and validation only")
     inner = _lookup(content, ".".join(parents)) if parents else content
     if not isinstance(inner, dict) or last not in inner:

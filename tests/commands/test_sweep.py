@@ -113,6 +113,7 @@ def test_random_trials_are_within_their_ranges_and_more_leave_the_first_ones() -
         ({"vary": [{f"{KNOWN}.start": ["grey"]}]}, r"trial 0: runs\..*start = 'grey'"),
         ({"vary": [{"masks.images": [0]}]}, r"masks\.images = 0: .*greater than"),
         ({"vary": [{"data.name": ["mnist"]}]}, "changes seed and validation only"),
+        ({"fixed": {"data": {**TINY["data"], "seed": 9}}}, "changes seed and validation only"),
         ({"vary": [{"networks.linear.training.points": [3]}]}, "changes nothing that the runs"),
         ({"fixed": {f"{KNOWN}.steps": 3}}, "is in vary too"),
         ({"fixed": {"scoring.riddle": 3}}, r"fixed\.scoring\.riddle: unknown key"),

@@ -45,6 +45,12 @@ def test_what_is_committed_is_valid_and_so_is_the_demo(tmp_path: Path) -> None:
     check(params_of(PARAMS, read_yaml(ROOT / "demo.yaml")), tmp_path)
 
 
+def test_what_the_demo_keeps_and_params_yaml_lacks_is_refused() -> None:
+    for demo in ({"keep": {"networks": ["gone"]}}, {"keep": {"nothing": ["gone"]}}):
+        with pytest.raises(Refusal, match=r"^demo\.yaml: keep\.n\w+: params\.yaml has no gone any"):
+            params_of(PARAMS, demo)
+
+
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
