@@ -85,8 +85,8 @@ def test_a_lock_that_is_cut_off_anywhere_is_mended_and_read_by_dvc(
     for length in lengths:
         (tmp_path / LOCK).write_text(text[:length], encoding="utf-8")
         broken = parsed(text[:length]) is None
-        # A stage is whole where the name of the next one has begun.
-        whole = len(re.findall(r"^  [^ -]", text[:length], re.MULTILINE)) - 1
+        # A stage is taken for whole where the whole name of the next one follows.
+        whole = len(re.findall(r"^  [^ -].*:$", text[:length], re.MULTILINE)) - 1
         assert bool(mend(tmp_path)) is broken
         if not broken:
             continue  # DVC reads it: a stage that lacks its last entries runs again
