@@ -22,7 +22,7 @@ ARROWS: dict[str, set[str]] = {
     "git": {"pipeline"},
     "networks": LIBRARY,
     "methods": LIBRARY,
-    "measures": LIBRARY | {"networks"},
+    "measures": LIBRARY,
     "pipeline": LIBRARY,
     "data": LIBRARY | {"pipeline"},
     "execution": LIBRARY | {"pipeline"},
