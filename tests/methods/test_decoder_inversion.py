@@ -9,6 +9,7 @@ import torch
 from scipy.optimize import least_squares, lsq_linear
 from torch import Tensor
 
+from retrace.methods._chain import activations, decode
 from retrace.methods.decoder_inversion import (
     bounded,
     encoder,
@@ -17,8 +18,6 @@ from retrace.methods.decoder_inversion import (
     layerwise,
 )
 from retrace.methods.decoder_inversion._decoder import (
-    activations,
-    decode,
     jacobian,
     pulled_back,
     slopes,
