@@ -9,6 +9,7 @@ import torch
 from scipy.optimize import least_squares, lsq_linear
 from torch import Tensor
 
+from retrace.checks import check_runs
 from retrace.methods.decoder_inversion import (
     bounded,
     encoder,
@@ -26,6 +27,7 @@ from retrace.methods.decoder_inversion._decoder import (
 )
 from retrace.networks import dense, vae
 from retrace.pipeline.command import Refusal
+from retrace.pipeline.params import load
 from retrace.problems.decoder_inversion import score as decoder_inversion
 from retrace.problems.decoder_inversion.observe import PENALTIES, best_objectives
 from retrace.types import BadInput
@@ -419,8 +421,6 @@ def test_the_best_objective_is_none_that_a_run_could_beat(
 
 
 def test_the_optima_are_known_for_the_penalties_of_the_runs() -> None:
-    from retrace.pipeline.params import load
-
-    runs = load().runs.values()
-    used = {run.settings.get("penalty", 0.0) for run in runs if run.problem == "decoder_inversion"}
-    assert used and used <= set(PENALTIES)
+    runs = [run for run in check_runs(load()).values() if run.problem == "decoder_inversion"]
+    used = {run.settings["penalty"] for run in runs if "penalty" in run.settings}
+    assert used == set(PENALTIES)

@@ -10,11 +10,13 @@ import pytest
 from dvc.utils.serialize import YAMLError, dumps_yaml, load_yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from retrace.checks import check_all
 from retrace.commands.demo import params_of
 from retrace.pipeline.command import Refusal
-from retrace.pipeline.params import load, read_yaml
+from retrace.pipeline.params import Params, load, read_yaml
+from retrace.sweeps.trials import _whole
 
 ROOT = Path(__file__).parents[2]
 PARAMS = read_yaml(ROOT / "params.yaml")
@@ -258,6 +260,37 @@ def paths(content: Any, above: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
         for key, value in content.items()
         for path in ((*above, key), *paths(value, (*above, key)))
     ]
+
+
+def without(content: Any, path: tuple[str, ...]) -> Any:
+    """A copy of nested sections without one key."""
+    first, *rest = path
+    if rest:
+        return {**content, first: without(content[first], tuple(rest))}
+    return {key: value for key, value in content.items() if key != first}
+
+
+def whole(content: dict[str, Any]) -> Any:
+    """The values that the stages are given, defaults included; None where they would refuse."""
+    try:
+        return _whole(Params.model_validate(content)).model_dump(mode="json")
+    except (Refusal, ValidationError):
+        return None
+
+
+def test_no_setting_repeats_its_default() -> None:
+    base = {**PARAMS, "sweeps": {}}
+    expected = whole(base)
+    settings = {path for path in paths(base) if path[0] in ("networks", "problems", "runs")}
+    assert not [path for path in settings if whole(without(base, path)) == expected]
+
+
+def test_the_demo_changes_all_that_it_names() -> None:
+    demo = read_yaml(ROOT / "demo.yaml")
+    expected = whole(params_of(PARAMS, demo))
+    changes = paths({"change": demo["change"]})[1:]
+    assert expected
+    assert not [p for p in changes if whole(params_of(PARAMS, without(demo, p))) == expected]
 
 
 JUNK = st.one_of(
