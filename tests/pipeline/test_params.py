@@ -337,9 +337,9 @@ def test_a_mutated_file_is_valid_or_refused_with_its_key(
     except Refusal as refusal:
         text = str(refusal)
         assert "\n" not in text and len(text) < 600
-        # The key, the section that lacks it, where something else refers to it by its name, or the
-        # problem whose only run it was.
-        keys = (last, *parents[-1:], name, last.split("-")[0])
+        # The key, the section that lacks it, or where something else refers to it by its name; of
+        # a run its problem may be named, and of all networks one.
+        keys = (last, *parents[-1:], name, last.split("-")[0].removesuffix("s"))
         assert any(repr(key)[1:-1] in text or key in text for key in keys)
     else:
         assert load(folder / "params.yaml").model_dump(exclude_unset=True) == params
