@@ -1,5 +1,6 @@
 """What of params.yaml can be checked before anything runs."""
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from retrace.pipeline.params import (
     shown,
 )
 from retrace.problems import names, needed, part
+
+FOLDERS = ("data", "metrics", "models")  # whatever dvc.lock says, nothing else is removed
 
 
 def check_place(folder: Path) -> None:
@@ -89,22 +92,28 @@ def check_runs(params: Params) -> dict[str, RunEntry]:
     return whole
 
 
-def left_over(params: Params, lock: Path = Path("dvc.lock")) -> list[Path]:
-    """Files that dvc.lock says were made for networks and runs that params.yaml has no more.
+def remove_left_over(params: Params, lock: Path = Path("dvc.lock")) -> None:
+    """Remove what dvc.lock says was made for networks, problems and runs that params.yaml has no
+    more.
 
     Whole folders of checkpoints and reconstructions are dependencies of scores: with these files
-    in them, they are not what a clone has. DVC's cache still holds them.
+    in them, they are not what a clone has. DVC's cache, or Git, still holds them.
     """
     if not lock.exists():
-        return []
+        return
     stages = (parse_yaml(lock.read_bytes(), name=str(lock)) or {}).get("stages", {})
-    known = {*(f"train@{name}" for name in params.networks)}
+    known = {f"train@{name}" for name in params.networks}
+    known |= {f"{kind}@{name}" for kind in ("observe", "score") for name in params.problems}
     known |= {f"reconstruct@{name}" for name in params.runs}
     made = [
         Path(out["path"])
         for name, stage in stages.items()
-        if name.startswith(("train@", "reconstruct@")) and name not in known
+        if "@" in name and name not in known
         for out in stage.get("outs", [])
     ]
     kept = {Path(out["path"]) for name in known & stages.keys() for out in stages[name]["outs"]}
-    return [path for path in made if path.is_file() and path not in kept]
+    for path in made:
+        ours = path.parts[0] in FOLDERS and ".." not in path.parts
+        if ours and path.exists() and path not in kept:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            print(f"{path} belongs to nothing in params.yaml any more and was removed")

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
@@ -28,6 +29,7 @@ PRELOADED = (
     *("retrace.execution.reconstruction", "retrace.training", "retrace.measures.uncertainty"),
     *("retrace.data.download", "retrace.report.pictures", "retrace.problems"),
 )
+STALE = b"stale"  # the answer once code has changed: who calls starts by itself
 LONGEST = 2**20  # bytes of what a stage hands over
 
 
@@ -46,7 +48,10 @@ def hand_over() -> None:
         connection.sendall(message)
         # Ctrl-C is for the stage, whose line and exit code are waited for.
         signal.signal(signal.SIGINT, lambda *_: connection.send(b"i"))
-        answer = connection.recv(4)
+        answer = connection.recv(len(STALE))
+    if answer == STALE:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        return
     os._exit(int.from_bytes(answer) if answer else 1)
 
 
@@ -72,6 +77,7 @@ def serve(path: str) -> None:
     """Fork a stage for each that calls, one after the other, until standard input ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is for the stage
     sys.path.insert(0, "")  # as of python -m: the folder that a stage runs in
+    begun = time.time()
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(path)
         listener.listen()
@@ -84,7 +90,7 @@ def serve(path: str) -> None:
                 child = os.fork()
                 if not child:
                     listener.close()
-                    _be(connection)
+                    _be(connection, begun)
                 code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
                 try:
                     connection.sendall((code % 256).to_bytes(4))
@@ -92,8 +98,19 @@ def serve(path: str) -> None:
                     continue
 
 
-def _be(connection: socket.socket) -> NoReturn:
-    """Be the stage that called."""
+def changed_since(moment: float) -> bool:
+    """Whether a file of ours that is imported here was changed, or is gone, after a moment: DVC
+    will write the new one's hash beside what a stage makes."""
+    files = [
+        Path(module.__file__)
+        for name, module in sys.modules.items()
+        if name.partition(".")[0] == "retrace" and module.__file__
+    ]
+    return any(not file.exists() or file.stat().st_mtime > moment for file in files)
+
+
+def _be(connection: socket.socket, begun: float) -> NoReturn:
+    """Be the stage that called, unless code has changed since this process begun."""
     import runpy
     import warnings
 
@@ -101,6 +118,9 @@ def _be(connection: socket.socket) -> NoReturn:
     message = b""
     while len(message) < int.from_bytes(head):
         message += connection.recv(LONGEST)
+    if changed_since(begun):
+        connection.sendall(STALE)
+        os._exit(0)
     wanted: dict[str, Any] = json.loads(message)
     for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
         os.dup2(streams[number], number)

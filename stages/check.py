@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from retrace.checks import check_all, check_place, left_over
+from retrace.checks import check_all, check_place, remove_left_over
 from retrace.pipeline.artifacts import write_text
 from retrace.pipeline.command import run
 from retrace.pipeline.params import load
@@ -16,9 +16,7 @@ def main() -> None:
     params = load()
     check_all(params)
     check_sweeps(params)
-    for path in left_over(params):
-        path.unlink()
-        print(f"{path} belongs to nothing in params.yaml any more and was removed")
+    remove_left_over(params)
     # The same bytes whatever the parameters are, so that no later stage reruns for it.
     write_text(Path("data/checked"), "params.yaml was checked\n")
 

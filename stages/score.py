@@ -10,6 +10,7 @@ from retrace.pipeline.artifacts import (
     read_arrays,
     read_json,
     reconstruction_path,
+    record_path,
     write_json,
 )
 from retrace.pipeline.command import run
@@ -26,8 +27,8 @@ def main(name: str) -> None:
     entry_of(params.problems, name, section="problems")
     scoring = params.scoring
     means = partial(means_with_intervals, resamples=scoring.resamples, seed=scoring.seed)
-    folder = reconstruction_path(name, "").parent
-    records = {path.stem: read_json(path) for path in sorted(folder.glob("*.json"))}
+    runs = sorted(key for key, entry in params.runs.items() if entry.problem == name)
+    records = {run_name: read_json(record_path(name, run_name)) for run_name in runs}
     scorer = part(name, "score").Scorer(Ground(name), records, means)
     for run_name, record in records.items():
         arrays = read_arrays(reconstruction_path(name, run_name))

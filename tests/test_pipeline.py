@@ -443,11 +443,15 @@ def test_what_params_yaml_has_no_more_leaves_no_trace_in_a_clone(
     own.write_bytes(b"mine")
     params = copy.deepcopy(TINY)
     del params["runs"]["imputation-mean"]
+    del params["networks"]["margin"], params["problems"]["training_data"]
+    for name in [name for name in params["runs"] if name.startswith("training_data")]:
+        del params["runs"][name]
     write_params(workspace, params)
     did = ran(execute("dvc", "repro", cwd=workspace))
     assert "score@imputation" in did and not any(name.startswith("reconstruct") for name in did)
     assert not list(workspace.glob("data/*/*/imputation-mean.*")) and own.exists()
     assert not list(workspace.glob("metrics/**/imputation-mean.*"))
+    assert not [*workspace.glob("metrics/**/*training_data*"), *workspace.glob("models/margin.*")]
     own.unlink()
     execute("dvc", "repro", cwd=workspace)
     commit(workspace)

@@ -311,15 +311,16 @@ def git_commit() -> str:
 
 
 def published_names(stages: Mapping[str, Stage]) -> list[tuple[str, str, Record]]:
-    """Kind of stage, name and record of every network and scored reconstruction of dvc.lock."""
+    """Kind of stage, name and record of every network and scored reconstruction of dvc.lock, but
+    for those that params.yaml has no more: their files were removed, their entries stay."""
     found = []
     for stage, entry in stages.items():
         kind, _, name = stage.partition("@")
-        if kind == "train":
+        if kind == "train" and history_path(name).exists():
             found.append((kind, name, read_json(history_path(name))))
         elif kind == "reconstruct":
             problem = Path(entry["outs"][0]["path"]).parent.name
-            if metrics_path(problem, name).exists():  # else a run that params.yaml has no more
+            if metrics_path(problem, name).exists() and record_path(problem, name).exists():
                 found.append((kind, name, read_json(record_path(problem, name))))
     return found
 

@@ -312,6 +312,12 @@ def test_dvc_works_where_there_is_no_repository(
     told = execute(sys.executable, "-m", "retrace", "mend", cwd=plain, **extra).stdout
     assert told.count("\n") == 1 and "dvc config --local --unset core.no_scm" in told
     assert not execute(sys.executable, "-m", "retrace", "mend", cwd=plain, **extra).stdout
+    for path in (".dvc/config.local", "dvc.lock"):
+        (plain / path).unlink(missing_ok=True)
+    assert (
+        "core.no_scm"
+        in execute(sys.executable, "-m", "retrace", "run", cwd=plain, check=False, **extra).stdout
+    )
     assert "train@x" in execute(dvc, "status", cwd=plain, **extra).stdout
     execute("git", "init", "--quiet", cwd=plain)
     execute(dvc, "config", "--local", "--unset", "core.no_scm", cwd=plain)

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -42,7 +43,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     package = (ROOT / "stages/__init__.py").read_text(encoding="utf-8")
     (folder / "stages/__init__.py").write_text(package, encoding="utf-8")
     (folder / "stages/say.py").write_text(STAGE, encoding="utf-8")
-    (folder / "retrace").symlink_to(ROOT / "retrace")
+    shutil.copytree(ROOT / "retrace", folder / "retrace")
     return folder
 
 
@@ -114,6 +115,14 @@ def test_a_stage_dies_with_who_called(deadly: int, folder: Path, variable: dict[
     while Path(f"/proc/{stage}/status").exists():
         time.sleep(0.01)
     assert say(folder, **variable).returncode == 1
+
+
+def test_a_stage_takes_the_code_that_dvc_will_see(folder: Path) -> None:
+    with warm.running(folder) as variable:
+        assert json.loads(say(folder, **variable).stdout)["parent"] != os.getpid()
+        code = folder / "retrace/types.py"
+        code.write_text(code.read_text(encoding="utf-8") + "# changed\n", encoding="utf-8")
+        assert json.loads(say(folder, **variable).stdout)["parent"] == os.getpid()
 
 
 @pytest.mark.xdist_group("pipeline")

@@ -500,7 +500,7 @@ def test_images_that_share_a_batch_with_other_masks_get_the_same_samples(
 @pytest.fixture(scope="module")
 def denoising(images: Tensor) -> denoiser.Network:
     torch.manual_seed(0)
-    network = denoiser.Network(axes=60, width=128, blocks=1, precision="float32")
+    network = denoiser.Network(axes=60, width=128, blocks=1)
     history = network.fit(
         (images[:1000], torch.zeros(1000)),
         (images[1000:1050], torch.zeros(50)),
@@ -540,7 +540,7 @@ def test_an_untrained_denoiser_is_the_best_linear_one(images: Tensor) -> None:
 
 
 def test_the_remaining_error_is_interpolated_between_its_levels() -> None:
-    network = denoiser.Network(axes=3, width=4, blocks=1, precision="float32")
+    network = denoiser.Network(axes=3, width=4, blocks=1)
     network.remaining = torch.linspace(1, 0, denoiser.LEVELS).unsqueeze(1).repeat(1, 784)
     middle = (denoiser.LOWEST * denoiser.HIGHEST) ** 0.5
     for noise, share in ((denoiser.LOWEST / 2, 1.0), (middle, 0.5), (2 * denoiser.HIGHEST, 0.0)):
@@ -625,7 +625,7 @@ def test_noise_that_rises_is_refused(exact: Exact) -> None:
 
 
 def test_more_axes_than_images_are_refused(images: Tensor) -> None:
-    network = denoiser.Network(axes=20, width=4, blocks=1, precision="float32")
+    network = denoiser.Network(axes=20, width=4, blocks=1)
     with pytest.raises(BadInput, match=r"^axes = 20: 10 training images"):
         network.fit(
             (images[:10], torch.zeros(10)),

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from retrace.checks import check_all
 from retrace.execution import engine, reconstruction, shards
-from retrace.networks import denoiser, dense
+from retrace.networks import dense
 from retrace.pipeline.artifacts import (
     checkpoint_path,
     history_path,
