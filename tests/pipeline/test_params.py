@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import small
+from conftest import TINY
 from dvc.utils.serialize import YAMLError, dumps_yaml, load_yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -278,10 +280,16 @@ def whole(content: dict[str, Any]) -> Any:
         return None
 
 
-def test_no_setting_repeats_its_default() -> None:
-    base = {**PARAMS, "sweeps": {}}
+SMALL = {**TINY, "networks": small.NETWORKS, "runs": small.named_runs()}
+
+
+@pytest.mark.parametrize("content", [PARAMS, TINY, SMALL], ids=["params.yaml", "tiny", "small"])
+def test_no_setting_repeats_its_default(content: dict[str, Any]) -> None:
+    base = {**content, "sweeps": {}}
     expected = whole(base)
-    settings = {path for path in paths(base) if path[0] in ("networks", "problems", "runs")}
+    sections = ("networks", "problems", "runs")
+    settings = [p for p in paths(base) if p[0] in sections and (p[3:] or p[-1] == "precision")]
+    assert expected and settings
     assert not [path for path in settings if whole(without(base, path)) == expected]
 
 
