@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from benchmarks.data import read_images
 from benchmarks.timing import alternate, print_table, write_result
+from retrace.methods._chain import decode
 from retrace.methods.decoder_inversion import bounded, gauss_newton
-from retrace.methods.decoder_inversion._decoder import decode, problem_of
+from retrace.methods.decoder_inversion._decoder import problem_of
 from retrace.pipeline.artifacts import checkpoint_path, load_checkpoint, read_arrays, truth_path
 from retrace.pipeline.command import Refusal, run
 from retrace.pipeline.params import GIVEN, bind, load

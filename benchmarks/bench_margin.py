@@ -26,10 +26,10 @@ from torch import Tensor
 
 from benchmarks.data import dataset_name, read_splits
 from benchmarks.timing import print_table, write_result
-from retrace.measures.identification import CHOICE
 from retrace.networks.margin import Network, gradient_factors, training_set
 from retrace.pipeline.command import Refusal, run
 from retrace.pipeline.params import bind, load
+from retrace.problems.training_data.score import CHOICE
 from retrace.types import Split
 
 ENTRY = "margin_100"  # of params.yaml: 100 images

@@ -7,6 +7,7 @@ from pydantic import Field
 from torch import Tensor
 
 SIDE = 28  # pixels: every image is SIDE x SIDE
+PIXELS = SIDE * SIDE
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 

@@ -55,11 +55,12 @@ def inputs_of(
     entry: RunEntry, network: nn.Module, *, settings: dict[str, Any], dataset: str
 ) -> list[str]:
     """Texts that say what a run is made of, for its `Memory`."""
-    methods = Path(__file__).parents[1] / "methods" / entry.problem
+    methods = Path(__file__).parents[1] / "methods"
+    code = [*methods.glob("*.py"), *(methods / entry.problem).glob("*.py")]
     weights = save({key: value.contiguous() for key, value in network.state_dict().items()})
     return [
-        # All of the problem's methods: they share code.
-        *(path.read_text(encoding="utf-8") for path in sorted(methods.glob("*.py"))),
+        # All of the problem's methods, and what problems share: they share code.
+        *(path.read_text(encoding="utf-8") for path in sorted(code)),
         json.dumps([settings, entry.precision], sort_keys=True),
         hashlib.sha256(weights).hexdigest(),
         dataset,

@@ -6,15 +6,11 @@ training image counts as identified only above a correlation that those hardly e
 held-out image that nearly equals a training image is none: it is taken out, and counted.
 """
 
-from collections.abc import Mapping
 from itertools import product
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-
-from retrace.networks.margin import training_set
-from retrace.types import BadInput, Split
 
 # Thresholds on the correlation, in steps of 0.001: exact decimals, so that 0.9 is 0.9.
 GRID = [step / 1000 for step in range(500, 1001)]
@@ -28,9 +24,7 @@ BLOCK = 512  # images that are compared with all others at once
 SMALLEST_NORM = 1e-12  # of a centred image: one without any contrast correlates with nothing
 COLOUR_TOLERANCE = 0.02  # of a mean colour in [0, 1]: five steps of 255
 UNMATCHED = -1
-OTHER_DRAW = 1000  # how far the offset of held-out coloured images lies behind that of the others
 THRESHOLDS = ("0.90", "0.95", "0.99")  # of the correlation: keys of the matches in a metrics file
-CHOICE = ("examples", "labels", "per_class", "offset", "seed")
 
 
 class Truth(NamedTuple):
@@ -41,46 +35,6 @@ class Truth(NamedTuple):
     mean: Tensor  # (d,) float32, the public mean image
     coloured: bool  # whether they are images of one colour each, which differ in nothing else
     null_duplicates: int = 0  # of training images, which were taken out of the null
-
-
-def truth_of(split: Split, training: Mapping[str, Any], *, where: str, null: bool = True) -> Truth:
-    """Take the training images of a network from the training split, all others for the null.
-
-    The keys in `CHOICE` are read from its ``training`` section, whose path is `where`; without the
-    null no image is held out, which takes no time. Of "parity", the null is the whole split but the
-    training images and their near-duplicates. Coloured images are drawn, not taken from the split:
-    another draw of n is held out, which may be the same images.
-
-    Raises
-    ------
-    BadInput
-        When a key is missing, or no image of a class is left for the null.
-    """
-    missing = [key for key in CHOICE if key not in training]
-    if missing:
-        raise BadInput(f"{where}.{missing[0]} is missing: no training images can be attacked there")
-    chosen = {key: training[key] for key in CHOICE}
-    images, _, mean = training_set(split, **chosen)
-    if not null:
-        return Truth(images, images[:0], mean, chosen["examples"] == "colours")
-    if chosen["examples"] == "colours":
-        drawn = {**chosen, "offset": chosen["offset"] + OTHER_DRAW}
-        return Truth(images, training_set(split, **drawn)[0], mean, coloured=True)
-    everything, digits = split
-    outside = torch.ones(len(digits), dtype=torch.bool)
-    first, last = chosen["offset"], chosen["offset"] + chosen["per_class"]
-    for parity in (0, 1):
-        members = torch.nonzero(digits % 2 == parity).flatten()
-        outside[members[first:last]] = False
-        if not bool(outside[members].any()):
-            raise BadInput(
-                f"{where}.per_class = {chosen['per_class']}: the split has {len(members)} images "
-                "of one class, so that none is left to be held out; at most "
-                f"{len(members) - 1} are allowed"
-            )
-    others = everything[outside].flatten(1)
-    copies = near_duplicates(images, others, shape=tuple(everything.shape[1:])).of != UNMATCHED
-    return Truth(images, others[~copies], mean, False, null_duplicates=int(copies.sum()))
 
 
 class Duplicates(NamedTuple):

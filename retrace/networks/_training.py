@@ -2,7 +2,8 @@
 
 import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Annotated, Literal
 
 import torch
@@ -18,6 +19,16 @@ EVALUATION_SEED = 0  # the same noise in every epoch, so that epochs are compare
 Schedule = Literal["constant", "cosine"]
 Progress = Callable[[dict[str, float]], None]
 """What a training calls with the history's entry after each epoch."""
+
+
+def rectified(sizes: Sequence[int], *, dropout: float | None = None) -> nn.Sequential:
+    """Linear layers with ReLU between them, each followed by dropout unless it is None."""
+    first, *rest = pairwise(sizes)
+    layers: list[nn.Module] = [nn.Linear(*first)]
+    for inputs, outputs in rest:
+        layers += [nn.ReLU(), *([] if dropout is None else [nn.Dropout(dropout)])]
+        layers.append(nn.Linear(inputs, outputs))
+    return nn.Sequential(*layers)
 
 
 class Classifier(nn.Module):

@@ -9,9 +9,8 @@ from torch import Tensor, nn
 from torch.nn.functional import layer_norm, silu
 
 from retrace.networks._training import EVALUATION_SEED, Progress, Schedule, train, unwatched
-from retrace.types import BadInput, Seed, Split
+from retrace.types import PIXELS, BadInput, Seed, Split
 
-PIXELS = 28 * 28
 LEVELS = 25  # noise levels at which the remaining error is measured, evenly spaced in log σ
 LOWEST, HIGHEST = 0.01, 10.0  # of them, in pixel units
 MEASURED = 4000  # validation images that it is measured on

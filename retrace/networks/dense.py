@@ -1,16 +1,15 @@
 """Fully connected autoencoder: `ffnn` with one layer each way, `deep` with several."""
 
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import Annotated
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from retrace.networks._training import Autoencoder
+from retrace.networks._training import Autoencoder, rectified
+from retrace.types import PIXELS
 
-PIXELS = 28 * 28
 DEEP = (512, 256, 128, 16)  # widths of `deep`
 
 
@@ -39,8 +38,8 @@ class Network(Autoencoder):
     ) -> None:
         super().__init__()
         self.code_size = widths[-1]
-        self.encoder = _stack([PIXELS, *widths], dropout=dropout)
-        self.decoder = _stack([*reversed(widths), PIXELS], dropout=dropout)
+        self.encoder = rectified([PIXELS, *widths], dropout=dropout or None)
+        self.decoder = rectified([*reversed(widths), PIXELS], dropout=dropout or None)
         # The training images' mean, set by training: where a reconstruction may start.
         self.register_buffer("mean", torch.zeros(28, 28))
         for module in self.modules():
@@ -59,14 +58,3 @@ class Network(Autoencoder):
     def forward(self, images: Tensor) -> Tensor:
         """(B, 28, 28) images to (B, 28, 28) images after the bottleneck."""
         return self.decode(self.encode(images))
-
-
-def _stack(widths: list[int], *, dropout: float) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    for inputs, outputs in pairwise(widths):
-        if layers:
-            layers.append(nn.ReLU())
-            if dropout:
-                layers.append(nn.Dropout(dropout))
-        layers.append(nn.Linear(inputs, outputs))
-    return nn.Sequential(*layers)

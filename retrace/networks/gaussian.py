@@ -9,9 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from retrace.networks._training import Progress, unwatched
-from retrace.types import Split
-
-PIXELS = 28 * 28
+from retrace.types import PIXELS, Split
 
 
 class Network(nn.Module):

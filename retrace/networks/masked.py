@@ -7,9 +7,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from retrace.networks._training import EVALUATION_SEED
-
-PIXELS = 28 * 28
+from retrace.networks._training import EVALUATION_SEED, rectified
+from retrace.types import PIXELS
 
 
 def random_masks(count: int, generator: torch.Generator | None) -> Tensor:
@@ -66,12 +65,7 @@ class Network(nn.Module):
         dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1,
     ) -> None:
         super().__init__()
-        layers: list[nn.Module] = []
-        size = 2 * PIXELS
-        for width in widths:
-            layers += [nn.Linear(size, width), nn.ReLU(), nn.Dropout(dropout)]
-            size = width
-        self.layers = nn.Sequential(*layers, nn.Linear(size, PIXELS))
+        self.layers = rectified([2 * PIXELS, *widths, PIXELS], dropout=dropout)
         self.register_buffer("mean", torch.zeros(28, 28))
 
     def forward(self, images: Tensor) -> Tensor:

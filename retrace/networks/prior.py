@@ -6,17 +6,22 @@ One checkpoint for all methods of imputation that combine them.
 import math
 import time
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import Annotated, NamedTuple
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
-from retrace.networks._training import Progress, Schedule, Variational, train, unwatched
-from retrace.types import BadInput, Seed, Split
+from retrace.networks._training import (
+    Progress,
+    Schedule,
+    Variational,
+    rectified,
+    train,
+    unwatched,
+)
+from retrace.types import PIXELS, BadInput, Seed, Split
 
-PIXELS = 28 * 28
 BATCH = 4000  # images that go through the encoder and the decoder at once
 POINTS = 250  # whose densities under all components of the mixture are taken at once
 FLOOR = 1e-3  # squared pixel units, added to the variances of every component
@@ -70,8 +75,8 @@ class Network(Variational):
     ) -> None:
         super().__init__()
         self.code_size = code_size
-        self.encoder = _layers([PIXELS, *widths, 2 * code_size])
-        self.decoder = _layers([code_size, *reversed(widths), PIXELS])
+        self.encoder = rectified([PIXELS, *widths, 2 * code_size])
+        self.decoder = rectified([code_size, *reversed(widths), PIXELS])
         zeros = torch.zeros(PIXELS, dtype=torch.float64)
         identity = torch.eye(PIXELS, dtype=torch.float64)
         of_axes = torch.eye(axes, dtype=torch.float64)
@@ -249,14 +254,6 @@ def maximised(points: Tensor, shares: Tensor) -> Mixture:
         covariances.append((share[rows] * centred.T) @ centred / count)
     floor = FLOOR * torch.eye(points.shape[1], dtype=points.dtype)
     return Mixture(counts / len(points), means, torch.stack(covariances) + floor)
-
-
-def _layers(sizes: list[int]) -> nn.Sequential:
-    """Linear layers with ReLU between them, none after the last."""
-    layers: list[nn.Module] = []
-    for inputs, outputs in pairwise(sizes):
-        layers += [nn.Linear(inputs, outputs), nn.ReLU()]
-    return nn.Sequential(*layers[:-1])
 
 
 def _moments(values: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,9 +9,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from retrace.networks._training import Variational
-from retrace.types import SIDE, BadInput
-
-PIXELS = SIDE * SIDE
+from retrace.types import PIXELS, SIDE, BadInput
 
 
 class Network(Variational):

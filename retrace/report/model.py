@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 Better = Literal["lower", "higher", ""]
 Scores = dict[str, Any]
 Arrays = dict[str, NDArray[Any]]
-# Answers that look at no image, or at nothing but public ones: grey in every table.
-TRIVIAL = ("fill", "public_images", "encoder")
 # The middle of each case lies at this quantile of the error that the rule names.
 CASES = {"good": 0.05, "median": 0.5, "worst": 1.0}
 EACH = 3  # images of a case
@@ -347,16 +345,12 @@ def tabulated(
     runs: Mapping[str, Scores],
     columns: Sequence[Column],
     *,
-    grey: Collection[str] | None = None,
+    grey: Collection[str] = (),
     note: str = "",
 ) -> Table:
-    """A table of runs in their order; grey are those named or, without names, the trivial ones."""
+    """A table of runs in their order, those that are named in grey."""
     rows = [
-        Row(
-            name,
-            [column.cell(scores) for column in columns],
-            trivial(scores) if grey is None else name in grey,
-        )
+        Row(name, [column.cell(scores) for column in columns], name in grey)
         for name, scores in runs.items()
     ]
     return Table(title, columns, rows, note)
@@ -373,14 +367,10 @@ def steps_of(
     return Steps(title, rows, "The numbers count steps.")
 
 
-def best_of(runs: Mapping[str, Scores], values: Mapping[str, float], *, better: Better) -> str:
-    """The run with the best value, a trivial one only where there is no other."""
+def best_of(values: Mapping[str, float], *, better: Better, grey: Collection[str] = ()) -> str:
+    """The run with the best value, a grey one only where there is no other."""
     sign = 1 if better == "lower" else -1
-    return min(values, key=lambda name: (trivial(runs[name]), sign * values[name]))
-
-
-def trivial(scores: Mapping[str, Any]) -> bool:
-    return scores["method"] in TRIVIAL
+    return min(values, key=lambda name: (name in grey, sign * values[name]))
 
 
 def total_seconds(runs: Iterable[Scores]) -> float:

@@ -57,7 +57,7 @@ OF_TRIALS = (
     *(*OF_NETWORKS, "data/masks.py", "execution/reconstruction.py", "execution/shards.py"),
     *("measures/*.py", "problems/__init__.py", "problems/*/observe.py"),
 )
-OF_PROBLEM = ("methods/{}/*.py", "problems/{}/score.py")
+OF_PROBLEM = ("methods/*.py", "methods/{}/*.py", "problems/{}/score.py")
 
 Result = dict[str, Any]
 

@@ -50,7 +50,7 @@ def split(digit_splits: dict[str, dict[str, Any]]) -> tuple[Tensor, Tensor]:
 
 @pytest.fixture(scope="module")
 def truth(split: tuple[Tensor, Tensor]) -> Truth:
-    return identification.truth_of(split, PARITY, where="networks.x.training")
+    return score.truth_in(split, PARITY, where="networks.x.training")
 
 
 def scored(candidates: Tensor, truth: Truth) -> dict[str, Any]:
@@ -87,7 +87,7 @@ def test_held_out_images_are_others_of_the_same_classes(
     assert not any((truth.held_out == image).all(dim=1).any() for image in truth.images)
     share = odd(truth.held_out[:200]) / 200
     assert share == pytest.approx(0.5, abs=0.1)
-    alone = identification.truth_of(split, PARITY, where="here", null=False)
+    alone = score.truth_in(split, PARITY, where="here", null=False)
     assert torch.equal(alone.images, truth.images) and len(alone.held_out) == 0
 
 
@@ -96,11 +96,11 @@ def test_without_an_image_to_hold_out_training_images_are_refused(
 ) -> None:
     few = split[0][:40], torch.arange(40) % 2
     settings = {**PARITY, "per_class": 19}
-    assert len(identification.truth_of(few, settings, where="here").held_out) == 2
+    assert len(score.truth_in(few, settings, where="here").held_out) == 2
     with pytest.raises(BadInput, match=r"here\.per_class = 20: .* at most 19 are allowed"):
-        identification.truth_of(few, {**settings, "per_class": 20}, where="here")
+        score.truth_in(few, {**settings, "per_class": 20}, where="here")
     with pytest.raises(BadInput, match=r"here\.examples is missing"):
-        identification.truth_of(split, {"epochs": 3}, where="here")
+        score.truth_in(split, {"epochs": 3}, where="here")
 
 
 def test_exact_copies_in_any_order_are_all_identified(truth: Truth) -> None:
@@ -349,11 +349,11 @@ def test_a_near_duplicate_in_the_split_is_no_held_out_image(split: tuple[Tensor,
     40, and makes the count of many larger."""
     images, labels = split[0].clone(), split[1]
     same = torch.nonzero(labels % 2 == labels[0] % 2).flatten()
-    before = identification.truth_of((images, labels), PARITY, where="here")
+    before = score.truth_in((images, labels), PARITY, where="here")
     images[same[-1]] = changed(before.images[:1], "noise of a grey level").reshape(28, 28)
     if labels[0] % 2 == 0:  # the training images begin with odd ones
         images[same[-1]] = changed(before.images[20:21], "noise of a grey level").reshape(28, 28)
-    after = identification.truth_of((images, labels), PARITY, where="here")
+    after = score.truth_in((images, labels), PARITY, where="here")
     assert after.null_duplicates == before.null_duplicates + 1
     got, clean = (scored(t.images, t) for t in (after, before))
     assert got["null_duplicates"] == after.null_duplicates
@@ -377,7 +377,7 @@ def test_precision_goes_by_the_order_of_the_candidates(truth: Truth) -> None:
 
 
 def test_a_colour_is_recovered_for_all_its_images(split: tuple[Tensor, Tensor]) -> None:
-    truth = identification.truth_of(split, COLOURS, where="here")
+    truth = score.truth_in(split, COLOURS, where="here")
     assert truth.images.shape == truth.held_out.shape == (12, 192)
     # Pure colours: there are no others to hold out, so that the null of a toy says nothing.
     images = truth.images.unflatten(1, (3, 8, 8))

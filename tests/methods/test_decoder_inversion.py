@@ -10,6 +10,7 @@ from decoders import SIZE, drawn_codes, random_vae
 from scipy.optimize import least_squares, lsq_linear
 from torch import Tensor
 
+from retrace.methods._chain import activations, decode
 from retrace.methods.decoder_inversion import (
     bounded,
     encoder,
@@ -18,8 +19,6 @@ from retrace.methods.decoder_inversion import (
     layerwise,
 )
 from retrace.methods.decoder_inversion._decoder import (
-    activations,
-    decode,
     jacobian,
     pulled_back,
     slopes,

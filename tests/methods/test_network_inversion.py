@@ -531,6 +531,22 @@ def test_a_learning_rate_that_is_left_out_converges(activation: str) -> None:
 # Settings
 
 
+def test_the_answer_says_how_its_outputs_are_measured(
+    dense: margin.Network, judge: classifier.Network, images: Tensor
+) -> None:
+    """Whatever the method is called; refused where that says too little."""
+    settings = {**UNITS, "images": 9}
+    unit = hidden_unit.reconstruct(dense, images[:9], **settings)
+    assert scored(dense, unit, "mine", settings) == scored(dense, unit, "hidden_unit", settings)
+    label = class_target.reconstruct(judge, images[:3], **CLASS)
+    assert scored(judge, label, "mine", CLASS) == scored(judge, label, "class_target", CLASS)
+    with pytest.raises(Refusal, match="mine names units, and neither the setting layer nor row"):
+        scored(dense, unit, "mine", {})
+    without = {key: value for key, value in label.items() if key != "label"}
+    with pytest.raises(Refusal, match="1 values are wanted of each input, 10 come out"):
+        scored(judge, without, "mine", {})
+
+
 @pytest.mark.parametrize("goal", ["nearest", "preferred"])
 def test_settings_are_the_schema(goal: str) -> None:
     method = find("methods.network_inversion", "class_target", where="").reconstruct

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from retrace.execution.reconstruction import Memory
 from retrace.measures.identification import correlations, match
+from retrace.methods._admm import admm
 from retrace.methods.training_data import (
     _constants,
     kkt,
@@ -26,7 +27,7 @@ from retrace.methods.training_data.row_differences import (
     two_hidden_layers,
     unit_groups,
 )
-from retrace.methods.training_data.sparse_span import Search, admm, in_box, near, settle
+from retrace.methods.training_data.sparse_span import Search, in_box, near, settle
 from retrace.networks.margin import Network, training_set
 from retrace.types import BadInput, Split
 
@@ -424,7 +425,7 @@ def test_admm_solves_a_linear_programme() -> None:
         return v + (1.5 - v.sum(dim=1, keepdim=True)) / 2
 
     for relaxation in (1.0, 1.6):
-        reached = admm(
+        reached, _ = admm(
             project,
             lambda wished: in_box(wished - 0.1 * prices),
             torch.zeros(2, 2),

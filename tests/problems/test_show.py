@@ -11,7 +11,6 @@ import torch
 from conftest import TINY, write_params
 from torch import Tensor, nn
 
-from retrace.measures import identification
 from retrace.networks.margin import Network as Margin
 from retrace.networks.regression import Network as Regression
 from retrace.pipeline.artifacts import save_checkpoint, write_arrays, write_json
@@ -22,6 +21,7 @@ from retrace.problems.network_inversion import show as network_inversion
 from retrace.problems.network_inversion.score import Inversion
 from retrace.problems.sections import present_state, section_of
 from retrace.problems.training_data import show as training_data
+from retrace.problems.training_data.score import truth_in
 from retrace.report.files import markdown, steps_sheet
 from retrace.report.model import Table
 from stages import report, score
@@ -52,7 +52,7 @@ def test_pictures_of_candidates_have_the_same_size_whatever_was_found(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    truth = identification.truth_of(split, training, where="here")
+    truth = truth_in(split, training, where="here")
     images = truth.images.unflatten(1, SHAPES[training["examples"]]).numpy()
     estimate = images[:count]
     scores = {"n": len(images), "identified": count, "colours_recovered": count, "threshold": 0.9}
@@ -110,8 +110,8 @@ def workspace(
     dataset = np.array("digits")
     write_arrays(Path("data/train.npz"), {**digit_splits["train"], "dataset": dataset})
     write_json(Path("data/dataset.json"), {"name": "digits"})
-    truth = identification.truth_of(split, PARITY, where="here")
-    toy = identification.truth_of(split, COLOURS, where="here")
+    truth = truth_in(split, PARITY, where="here")
+    toy = truth_in(split, COLOURS, where="here")
     runs = {}
     for name, network, estimate in (
         ("copies", "parity", truth.images.flip(0).unflatten(1, (28, 28))),

@@ -4,6 +4,7 @@ params.yaml. It is observed, reconstructed, scored, drawn and published with no 
 
 import copy
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -85,7 +86,9 @@ def test_a_sixth_problem(make_workspace: Callable[[Path], Path], tmp_path: Path)
     assert mse["smooth"] < 0.7 * mse["none"]
     table = (folder / "metrics/report/table.md").read_text(encoding="utf-8")
     assert "`smooth`" in table and f"{mse['smooth']:.4f}" in table
-    assert "denoising" in (folder / "metrics/report.html").read_text(encoding="utf-8").lower()
+    page = (folder / "metrics/report.html").read_text(encoding="utf-8").lower()
+    assert '<section id="denoising">' in page and page.count('class="card"') == 6
+    assert not re.search(r"\bfive\b|repeat\(\d", page)  # nothing counts the problems
     assert "3 runs published" in said
     stages = yaml.safe_load((folder / "dvc.lock").read_text(encoding="utf-8"))["stages"]
     assert {"observe@denoising", "score@denoising", "reconstruct@denoising-smooth"} <= set(stages)

@@ -9,14 +9,13 @@ from retrace.report import charts, files
 from retrace.report.model import (
     METHOD,
     Case,
-    Cell,
     Chart,
-    Column,
     Gallery,
     Section,
     Steps,
     Strip,
     Table,
+    best_of,
     scored,
     tabulated,
 )
@@ -30,7 +29,8 @@ RUNS = {
 
 
 def table() -> Table:
-    return tabulated("Title", RUNS, [METHOD, scored("part/mse", ".2f", "MSE", "lower")], note="N.")
+    columns = [METHOD, scored("part/mse", ".2f", "MSE", "lower")]
+    return tabulated("Title", RUNS, columns, grey=["two"], note="N.")
 
 
 def test_a_table_in_markdown() -> None:
@@ -47,10 +47,13 @@ def test_a_table_in_markdown() -> None:
     ]
 
 
-def test_trivial_runs_are_grey_unless_others_are_named() -> None:
-    assert [row.trivial for row in table().rows] == [True, False, False]
-    named = tabulated("Title", RUNS, [Column("x", cell=lambda s: Cell("y"))], grey=["two"])
-    assert [row.trivial for row in named.rows] == [False, True, False]
+def test_runs_that_are_named_are_grey_and_the_best_one_only_where_there_is_no_other() -> None:
+    assert [row.trivial for row in table().rows] == [False, True, False]
+    values = {"one": 2.0, "two": 1.0, "three": 3.0}
+    assert best_of(values, better="lower") == "two"
+    assert best_of(values, better="lower", grey=["two"]) == "one"
+    assert best_of(values, better="higher", grey=["two"]) == "three"
+    assert best_of(values, better="higher", grey=list(values)) == "three"
 
 
 def strip(label: str, *values: float, **options: object) -> Strip:

@@ -5,6 +5,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from retrace.methods._chain import decode
 from retrace.types import SIDE, BadInput
 
 Float = Literal["float32", "float64"]
@@ -43,20 +44,6 @@ def problem_of(network: nn.Module, observed: Tensor, *, precision: Float) -> Pro
     dtype = getattr(torch, precision)
     weights = [weight.to(dtype) for weight in network.decoder_weights()]  # type: ignore[operator]
     return Problem(weights, observed.to(dtype).flatten(1))
-
-
-def activations(weights: list[Tensor], codes: Tensor) -> list[Tensor]:
-    """What each layer gives for codes (..., d): hidden values, and last the pixels (..., P)."""
-    *hidden, last = weights
-    values = [codes]
-    for weight in hidden:
-        values.append((values[-1] @ weight.T).tanh())
-    return [*values[1:], (values[-1] @ last.T).sigmoid()]
-
-
-def decode(weights: list[Tensor], codes: Tensor) -> Tensor:
-    """(..., d) codes to (..., P) pixels."""
-    return activations(weights, codes)[-1]
 
 
 def slopes(values: list[Tensor]) -> list[Tensor]:

@@ -1,11 +1,13 @@
 """Least squares of each layer with the range of the activation before it as bounds."""
 
+from functools import partial
 from typing import Annotated
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from retrace.methods._admm import admm
 from retrace.methods.decoder_inversion._decoder import (
     Float,
     answer_of,
@@ -14,8 +16,6 @@ from retrace.methods.decoder_inversion._decoder import (
     weighted_solutions,
 )
 from retrace.types import Callback, ignore
-
-RELAXATION = 1.6
 
 
 def reconstruct(
@@ -67,8 +67,8 @@ def box_solutions(weight: Tensor, wanted: Tensor, *, bound: float, iterations: i
 
     Alternating directions (Boyd et al. 2011, section 5.2): the step without bounds is one product
     with a matrix that all b share, (WᵀW + ρI)⁻¹; ρ is the geometric mean of the extreme
-    eigenvalues of WᵀW (Ghadimi et al. 2015, arXiv 1306.2454), and steps are over-relaxed by 1.6.
-    The answer is always within the bounds; how near to the optimum depends on the iterations.
+    eigenvalues of WᵀW (Ghadimi et al. 2015, arXiv 1306.2454), and steps are over-relaxed. The
+    answer is always within the bounds; how near to the optimum depends on the iterations.
     """
     gram = weight.T @ weight
     eigenvalues = torch.linalg.eigvalsh(gram)
@@ -77,11 +77,9 @@ def box_solutions(weight: Tensor, wanted: Tensor, *, bound: float, iterations: i
     identity = torch.eye(len(gram), dtype=weight.dtype)
     inverse = torch.linalg.inv(gram + rho * identity)
     shared = wanted @ weight @ inverse  # (B, n)
-    bounded = shared.clamp(-bound, bound)
-    dual = torch.zeros_like(bounded)
-    for _ in range(iterations):
-        free = torch.addmm(shared, bounded - dual, inverse, alpha=float(rho))
-        relaxed = RELAXATION * free + (1 - RELAXATION) * bounded + dual
-        bounded = relaxed.clamp(-bound, bound)
-        dual = relaxed - bounded
-    return bounded
+
+    def free(v: Tensor) -> Tensor:
+        return torch.addmm(shared, v, inverse, alpha=float(rho))
+
+    within = partial(torch.clamp, min=-bound, max=bound)
+    return admm(free, within, within(shared), iterations=iterations)[1]

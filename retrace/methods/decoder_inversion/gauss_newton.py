@@ -6,10 +6,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from retrace.methods._chain import activations, decode
 from retrace.methods.decoder_inversion import layerwise
 from retrace.methods.decoder_inversion._decoder import (
-    activations,
-    decode,
     jacobian,
     mean_square,
     problem_of,

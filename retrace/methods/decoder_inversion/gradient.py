@@ -6,7 +6,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from retrace.methods.decoder_inversion._decoder import Float, answer_of, decode, problem_of
+from retrace.methods._chain import decode
+from retrace.methods.decoder_inversion._decoder import Float, answer_of, problem_of
 from retrace.types import Callback, Seed, ignore
 
 

@@ -5,9 +5,9 @@ from typing import Annotated, Literal
 from pydantic import Field
 from torch import Tensor, nn
 
+from retrace.methods._chain import decode
 from retrace.methods.decoder_inversion._decoder import (
     Float,
-    decode,
     inside,
     problem_of,
     reproduced,

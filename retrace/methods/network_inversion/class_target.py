@@ -8,6 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from retrace.methods._chain import decode
 from retrace.methods.network_inversion._descent import Function, ascend, nearest_by_planes, prepared
 from retrace.methods.network_inversion._nearest import AT_LEAST, PROVED, UNKNOWN
 from retrace.types import BadInput, Callback, ignore
@@ -143,14 +144,6 @@ def public_decoder(beside: Mapping[str, Tensor]) -> tuple[list[Tensor], Tensor]:
     if not names or "code" not in beside:
         raise BadInput("goal = 'range': no decoder was observed")
     return [beside[name].double() for name in names], beside["code"].double().unsqueeze(0)
-
-
-def decode(weights: list[Tensor], codes: Tensor) -> Tensor:
-    """(B, d) codes to (B, P) pixels, as a VAE's own ``decode``, of which only matrices are here."""
-    *hidden, last = weights
-    for weight in hidden:
-        codes = (codes @ weight.T).tanh()
-    return (codes @ last.T).sigmoid()
 
 
 def _total_variation(images: Tensor) -> Tensor:

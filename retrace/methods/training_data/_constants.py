@@ -22,7 +22,6 @@ RANKED = 20_000  # differences among which duplicates are looked for
 BLOCK = 512  # vectors that `distinct` compares at once
 
 # Alternating between the row space and the box of pixels.
-RELAXATION = 1.6  # over-relaxation of ADMM (Boyd et al. 2011, section 3.4.3)
 ANCHORED = 40  # iterations in which a candidate is held to its start
 ANCHOR = 0.3  # weight of the start in them
 SETTLED = 1e-3  # a quarter of a grey level: a candidate whose pixels a pass moves less is done

@@ -1,11 +1,11 @@
 """The row space of the first layer: what its points and the units' patterns say about images."""
 
-from collections.abc import Callable
 from functools import partial
 
 import torch
 from torch import Tensor
 
+from retrace.methods._admm import Map
 from retrace.methods.training_data._constants import (
     DEAD,
     FLOOR,
@@ -18,8 +18,6 @@ from retrace.methods.training_data._constants import (
     STRICT,
     TIGHT,
 )
-
-Map = Callable[[Tensor], Tensor]  # of images (m, d) to images
 
 
 def affine(images: Tensor, *, factors: tuple[Tensor, ...], offset: Tensor) -> Tensor:

@@ -27,6 +27,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from retrace.methods._admm import Map, admm
 from retrace.methods.training_data._constants import (
     ANCHOR,
     ANCHORED,
@@ -35,7 +36,6 @@ from retrace.methods.training_data._constants import (
     CLIMB_ITERATIONS,
     FEW_DIMENSIONS,
     POLISH,
-    RELAXATION,
     SAME_IMAGE,
     SAME_POINT,
     SAME_START,
@@ -45,7 +45,7 @@ from retrace.methods.training_data._constants import (
     TIGHT,
     WALK,
 )
-from retrace.methods.training_data._row_space import Map, RowSpace
+from retrace.methods.training_data._row_space import RowSpace
 from retrace.methods.training_data.row_differences import (
     differences,
     distinct,
@@ -320,25 +320,6 @@ def walk(space: RowSpace, images: Tensor, generator: torch.Generator) -> Tensor:
     return torch.cat([*ended, at])
 
 
-def admm(project: Map, prox: Map, x: Tensor, *, iterations: int, relaxation: float = 1.0) -> Tensor:
-    """Alternating direction method of multipliers (Boyd et al. 2011, section 3.1), scaled, with
-    ρ = 1 and over-relaxation α (section 3.4.3):
-
-        x ← P(b − u),   w = αx + (1 − α)b + u,   b ← prox(w),   u ← w − b,
-
-    P being the proximal map of the first function, `prox` that of the second, which gives a new
-    tensor. b starts from x (m, d), once it is in the box, u from 0. The last x is what is given: b
-    is in the box, x is what `project` gives.
-    """
-    box, dual = x.clamp(0, 1), torch.zeros_like(x)
-    for _ in range(iterations):
-        x = project(box - dual)
-        wished = torch.lerp(box, x, relaxation).add_(dual)
-        box = prox(wished)
-        dual = wished.sub_(box)
-    return x
-
-
 def in_box(wished: Tensor) -> Tensor:
     """Proximal map of the box of pixels."""
     return wished.clamp(0, 1)
@@ -358,7 +339,13 @@ def near(project: Map, starts: Tensor) -> Tensor:
     """Points of the row space, (m, d), in the box but for the last steps, held to their starts."""
     return torch.cat(
         [
-            admm(partial(anchored, project=project, starts=some), in_box, some, iterations=ANCHORED)
+            admm(
+                partial(anchored, project=project, starts=some),
+                in_box,
+                in_box(some),
+                iterations=ANCHORED,
+                relaxation=1.0,
+            )[0]
             for some in starts.split(CHUNK)
         ]
     )
@@ -387,17 +374,13 @@ def settle(
             moving = rows
             for _ in range(search.passes):
                 before = at[moving]
-                empty = local_average(before.clamp(0, 1), search.shape) < search.faint
+                box = in_box(before)
+                empty = local_average(box, search.shape) < search.faint
                 price = search.penalty * empty.float()
                 if objectives is not None:
                     price -= weights[position] * objectives[moving]
-                after = admm(
-                    project,
-                    partial(in_box_at_a_price, price=price),
-                    before,
-                    iterations=search.iterations,
-                    relaxation=RELAXATION,
-                )
+                prox = partial(in_box_at_a_price, price=price)
+                after, _ = admm(project, prox, box, iterations=search.iterations)
                 at[moving] = after
                 moving = moving[(after - before).abs().amax(dim=1) > SETTLED]
                 if len(moving) == 0:

@@ -1,6 +1,7 @@
 """Autoencoding: what is left of an image behind each bottleneck, beside PCA of the same size."""
 
 from collections.abc import Iterator
+from math import inf
 from typing import Any
 
 import numpy as np
@@ -43,7 +44,7 @@ LARGEST = 256  # numbers in a code, in the chart
 def section(state: State) -> Section:
     """Table, charts and gallery of all autoencoders."""
     runs = state.scores(PROBLEM)
-    best = best_of(runs, {n: s["mse_over_pca"] for n, s in runs.items()}, better="lower")
+    best = best_of({n: s.get("mse_over_pca", inf) for n, s in runs.items()}, better="lower")
     blocks: list[Block] = [table(runs)]
     with state.noting():
         blocks.append(code_sizes(runs, read_json(baselines_path(PROBLEM))["pca_mse"], best=best))
@@ -64,8 +65,9 @@ def section(state: State) -> Section:
         pictures, gallery = pictured(state, runs, best=best)
         blocks.append(gallery)
     scores = runs[best]
+    ratio = scores.get("mse_over_pca")
     summary = Summary(
-        headline=f"{scores['mse_over_pca']:.2f} × PCA’s error",
+        headline=f"{ratio:.2f} × PCA’s error" if ratio else f"MSE {scores['mse']:.4f}",
         meaning=f"with {scores['code_size']} numbers for 784 pixels",
         pictures=pictures,
         method=best,
@@ -95,6 +97,7 @@ def table(runs: dict[str, Scores]) -> Table:
             "psnr": quality.psnr(mse),
         }
         for size, mse in sorted({(s["code_size"], s["pca_mse"]) for s in runs.values()})
+        if mse  # else it misses nothing
     }
     title = "Every autoencoder on all test images"
     return tabulated(title, runs | linear, columns, grey=linear)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from retrace.measures import quality
+from retrace.methods._chain import activations
 from retrace.pipeline.command import Refusal
 from retrace.problems import Arrays, BaseScorer, Run, Scores
 from retrace.types import Means
@@ -111,8 +112,8 @@ def certificate(network: nn.Module, codes: Tensor) -> Scores:
     inverse tanh amplifies errors more than 500 times.
     """
     layers: Scores = {}
-    values = codes
     weights = network.decoder_weights()  # type: ignore[operator]
+    *hidden, _ = activations(weights, codes)
     for number, weight in enumerate(weights, start=1):
         spectrum = torch.linalg.svdvals(weight)
         layers[f"layer_{number}"] = {
@@ -120,10 +121,9 @@ def certificate(network: nn.Module, codes: Tensor) -> Scores:
             "columns": weight.shape[1],
             "condition": float(spectrum[0] / spectrum[-1]),
         }
-        values = (values @ weight.T).tanh()
-        if number < len(weights):
-            share = (values.abs() > SATURATED).double().mean()
-            layers[f"layer_{number}"]["saturated"] = float(share)
+    for number, values in enumerate(hidden, start=1):
+        share = (values.abs() > SATURATED).double().mean()
+        layers[f"layer_{number}"]["saturated"] = float(share)
     return layers
 
 

@@ -36,7 +36,6 @@ from retrace.report.model import (
     steps_of,
     tabulated,
     total_seconds,
-    trivial,
 )
 from retrace.report.pictures import TRACKED, completed, mosaic
 
@@ -48,6 +47,7 @@ LEAD = (
     "them back. Errors count on the missing pixels alone."
 )
 PREFERRED_MASK = "bottom"  # on the first screen and along iterations, where there is such a mask
+TRIVIAL = "fill"  # the method that looks at no image: grey
 FIRST = 6  # methods that the gallery shows before someone asks for more
 WATCHED = 4  # images along iterations
 SAMPLES = 6  # completions of one image
@@ -65,11 +65,12 @@ def section(state: State) -> Section:
         for name, s in sorted(runs.items(), key=lambda item: mean(item[1], "mse"))
         if set(masks) <= set(s["masks"])
     }
-    best = best_of(runs, {name: s["mse"] for name, s in runs.items()}, better="lower")
+    greys = [name for name, s in runs.items() if s["method"] == TRIVIAL]
+    best = best_of({name: s["mse"] for name, s in runs.items()}, better="lower", grey=greys)
     pictures: list[Strip] = []
     more: list[Block] = []
     with state.noting():
-        pictures, more, intervals = pictured(state, runs, masks, best=best)
+        pictures, more, intervals = pictured(state, runs, masks, best=best, grey=greys)
         for name, (low, high) in intervals.items():
             runs[name] |= {"mse_low": low, "mse_high": high}
     note = f"{len(masks)} masks, {runs[best]['n']} test images under each"
@@ -79,11 +80,11 @@ def section(state: State) -> Section:
     stochastic = {name: s for name, s in runs.items() if "crps" in s["masks"][masks[0]]}
     by_mask = [scored(f"masks/{mask}/mse", ".4f", mask, "lower") for mask in masks]
     blocks: list[Block] = [
-        summary_table(runs, note=note),
-        tabulated("MSE over the missing pixels by mask", runs, by_mask),
+        summary_table(runs, grey=greys, note=note),
+        tabulated("MSE over the missing pixels by mask", runs, by_mask, grey=greys),
         *([samples_table(stochastic)] if stochastic else []),
         *charts.tradeoff(
-            [charts.Point(name, s["seconds"], s["mse"], trivial(s)) for name, s in runs.items()],
+            [charts.Point(name, s["seconds"], s["mse"], name in greys) for name, s in runs.items()],
             label="MSE over missing pixels",
             form=".3f",
             unit=f"seconds, {runs[best]['n']} images under {len(masks)} masks",
@@ -92,7 +93,6 @@ def section(state: State) -> Section:
         *([calibration(stochastic)] if stochastic else []),
         *more,
     ]
-    greys = [name for name, s in runs.items() if trivial(s)]
     agreement = mean(runs[best], "agreement")
     summary = Summary(
         headline=f"{agreement:.0%} still read as the same digit",
@@ -129,7 +129,7 @@ def over_masks(key: str, form: str, label: str, better: Better = "", hint: str =
     return Column(label, better, hint, cell)
 
 
-def summary_table(runs: Mapping[str, Scores], *, note: str) -> Table:
+def summary_table(runs: Mapping[str, Scores], *, grey: list[str], note: str) -> Table:
     agreement = "completed images that a classifier labels as the original"
     columns = [
         METHOD,
@@ -142,7 +142,7 @@ def summary_table(runs: Mapping[str, Scores], *, note: str) -> Table:
         scored("seconds", ".1f", "seconds"),
     ]
     note = f"Means over {note}. Intervals are 95 % bootstrap intervals over images."
-    return tabulated("All methods, mean over masks", runs, columns, note=note)
+    return tabulated("All methods, mean over masks", runs, columns, grey=grey, note=note)
 
 
 def samples_table(runs: Mapping[str, Scores]) -> Table:
@@ -206,7 +206,7 @@ def calibration(runs: Mapping[str, Scores]) -> Chart:
 
 
 def pictured(
-    state: State, runs: Mapping[str, Scores], masks: list[str], *, best: str
+    state: State, runs: Mapping[str, Scores], masks: list[str], *, best: str, grey: list[str]
 ) -> tuple[list[Strip], list[Block], Intervals]:
     """Pictures of the first screen; gallery, and strips of samples and along iterations; intervals
     of means."""
@@ -227,8 +227,7 @@ def pictured(
     intervals: Intervals = {}
     drawn: list[Steps] = []
     watched: list[Steps] = []
-    first = [name for name, s in runs.items() if not trivial(s)][: FIRST - 1]
-    first += [name for name, s in runs.items() if trivial(s)][:1]
+    first = [*[name for name in runs if name not in grey][: FIRST - 1], *grey[:1]]
     for name, s in runs.items():  # one at a time: their arrays are large
         with state.noting():
             arrays = state.arrays(PROBLEM, name)

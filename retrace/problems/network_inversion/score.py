@@ -39,22 +39,28 @@ class Inversion(NamedTuple):
     def outputs(self, inputs: Tensor) -> Tensor:
         """What the targets are compared with, differentiable in the inputs (B, ...) float64.
 
-        ``affine``: the outputs (B, outputs). ``hidden_unit``: what goes into the activation of each
-        input's unit, (B,). ``class_target``: the probability of each input's class, (B,).
-        ``lstm_gate``: the unit's forget gate at the row, or the largest from that row on, (B,).
+        Which it is, the answer says: with a ``label`` for each input the probability of that class,
+        (B,); with a ``unit`` and the setting ``layer`` what goes into the activation of that unit,
+        (B,); with a ``unit`` and the setting ``row`` that unit's forget gate at the row, or the
+        largest from that row on, (B,); with neither all outputs of the network (B, outputs).
         """
         network = copy.deepcopy(self.network).double().requires_grad_(False)
-        if self.method == "affine":
+        of = next((key for key in ("label", "unit") if key in self.arrays), None)
+        if of is None:
             return network(inputs)
-        of = "label" if self.method == "class_target" else "unit"
+        if of == "unit" and not {"layer", "row"} & set(self.settings):
+            raise Refusal(
+                f"the method {self.method} names units, and neither the setting layer nor row says "
+                "whose; their outputs cannot be measured"
+            )
         index = torch.from_numpy(self.arrays[of])
         parts = zip(inputs.split(BATCH), index.split(BATCH), strict=True)
         return torch.cat([self._of_images(network, x, i) for x, i in parts])
 
     def _of_images(self, network: nn.Module, x: Tensor, index: Tensor) -> Tensor:
-        if self.method == "class_target":
+        if "label" in self.arrays:
             return network(x).softmax(dim=1).gather(1, index[:, None]).squeeze(1)
-        if self.method == "lstm_gate":
+        if "row" in self.settings:
             gates = network.forget_logits(x).sigmoid()  # type: ignore[operator]
             gates = gates.gather(2, index[:, None, None].expand(-1, gates.shape[1], 1)).squeeze(2)
             row = self.settings["row"]
@@ -106,6 +112,10 @@ def score(run: Inversion, *, means: Means) -> tuple[Scores, Scores]:
     # (B, outputs)
     reached_output, at_start = (run.outputs(x).reshape(n, -1) for x in (estimate, start))
     target = wanted.reshape(n, -1)
+    if reached_output.shape != target.shape:
+        raise Refusal(
+            f"{target.shape[1]} values are wanted of each input, {reached_output.shape[1]} come out"
+        )
     relation = torch.from_numpy(arrays["relation"])[:, None]
     excess = reached_output - target
     excess = torch.where(relation == EQUAL, excess.abs(), excess * -relation)

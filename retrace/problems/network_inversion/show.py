@@ -393,7 +393,7 @@ def pictures(run: Run, ground: Ground) -> Iterator[tuple[str, int, Any]]:
         return
     if shown.method == "hidden_unit":  # the tasks of the first unit
         index = shown_units(shown)[0]
-    elif shown.settings["goal"] == "nearest":
+    elif shown.settings.get("goal") == "nearest":
         index = nearest_of(shown)[0]
     else:
         index = np.arange(len(run.arrays["estimate"]))

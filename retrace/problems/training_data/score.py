@@ -1,23 +1,29 @@
 """How many training images the candidates of an attack give away."""
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from retrace.measures import identification, quality
+from retrace.measures.identification import Truth
+from retrace.networks.margin import training_set
 from retrace.pipeline.command import Refusal
 from retrace.problems import BaseScorer, Ground, Run, Scores
-from retrace.types import Means
+from retrace.types import BadInput, Means, Split
 
 JUDGES = ()
 BASELINE = None
+CHOICE = ("examples", "labels", "per_class", "offset", "seed")  # of a training set
+OTHER_DRAW = 1000  # how far the offset of held-out coloured images lies behind that of the others
 RANKS = (50, 100, 150)  # how many candidates, by the attack's own ranking, precision looks at
 
 
-def truth_of(ground: Ground, network: str, *, null: bool = True) -> identification.Truth:
+def truth_of(ground: Ground, network: str, *, null: bool = True) -> Truth:
     """Training and held-out images of a network."""
-    return identification.truth_of(
+    return truth_in(
         ground.split("train"),
         ground.load(network)[1]["training"],
         where=f"networks.{network}.training",
@@ -25,7 +31,48 @@ def truth_of(ground: Ground, network: str, *, null: bool = True) -> identificati
     )
 
 
-def score_candidates(estimate: Tensor, truth: identification.Truth, *, means: Means) -> Scores:
+def truth_in(split: Split, training: Mapping[str, Any], *, where: str, null: bool = True) -> Truth:
+    """Take the training images of a network from the training split, all others for the null.
+
+    The keys in `CHOICE` are read from its ``training`` section, whose path is `where`; without the
+    null no image is held out, which takes no time. Of "parity", the null is the whole split but the
+    training images and their near-duplicates. Coloured images are drawn, not taken from the split:
+    another draw of n is held out, which may be the same images.
+
+    Raises
+    ------
+    BadInput
+        When a key is missing, or no image of a class is left for the null.
+    """
+    missing = [key for key in CHOICE if key not in training]
+    if missing:
+        raise BadInput(f"{where}.{missing[0]} is missing: no training images can be attacked there")
+    chosen = {key: training[key] for key in CHOICE}
+    images, _, mean = training_set(split, **chosen)
+    if not null:
+        return Truth(images, images[:0], mean, chosen["examples"] == "colours")
+    if chosen["examples"] == "colours":
+        drawn = {**chosen, "offset": chosen["offset"] + OTHER_DRAW}
+        return Truth(images, training_set(split, **drawn)[0], mean, coloured=True)
+    everything, digits = split
+    outside = torch.ones(len(digits), dtype=torch.bool)
+    first, last = chosen["offset"], chosen["offset"] + chosen["per_class"]
+    for parity in (0, 1):
+        members = torch.nonzero(digits % 2 == parity).flatten()
+        outside[members[first:last]] = False
+        if not bool(outside[members].any()):
+            raise BadInput(
+                f"{where}.per_class = {chosen['per_class']}: the split has {len(members)} images "
+                "of one class, so that none is left to be held out; at most "
+                f"{len(members) - 1} are allowed"
+            )
+    others = everything[outside].flatten(1)
+    found = identification.near_duplicates(images, others, shape=tuple(everything.shape[1:]))
+    copies = found.of != identification.UNMATCHED
+    return Truth(images, others[~copies], mean, False, null_duplicates=int(copies.sum()))
+
+
+def score_candidates(estimate: Tensor, truth: Truth, *, means: Means) -> Scores:
     """How many training images the candidates give away, beside how many held-out images.
 
     ``matched`` counts training images, matched one to one with a candidate, whose normalised
@@ -118,9 +165,9 @@ def score_candidates(estimate: Tensor, truth: identification.Truth, *, means: Me
 class Scorer(BaseScorer):
     """Counts of identified images, beside those of held-out images."""
 
-    known: tuple[str, identification.Truth, float] | None = None
+    known: tuple[str, Truth, float] | None = None
 
-    def truth_of(self, network: str) -> tuple[identification.Truth, float]:
+    def truth_of(self, network: str) -> tuple[Truth, float]:
         """Training and held-out images of a network, and the seconds that it was trained for. Of
         one network at a time: the held-out images are many."""
         if self.known is None or self.known[0] != network:
