@@ -528,7 +528,7 @@ def test_a_learning_rate_that_is_left_out_converges(activation: str) -> None:
     torch.testing.assert_close(network(answer["estimate"]), answer["wanted"])
 
 
-# Settings
+# Answers and settings
 
 
 def test_the_answer_says_how_its_outputs_are_measured(

@@ -1,4 +1,4 @@
-"""What problems score and compare with: known errors, NumPy, scikit-learn, and what is refused."""
+"""What problems score and compare with: known errors, NumPy, and what is refused."""
 
 from typing import Any
 
@@ -7,31 +7,15 @@ import pytest
 import torch
 from decoders import SIZE, drawn_codes, random_vae
 from inversions import AFFINE, NOTHING, fitted, scored
-from sklearn.decomposition import PCA
 from torch import Tensor
 
 from retrace.methods.network_inversion import affine
 from retrace.methods.network_inversion._nearest import DISPROVED
-from retrace.networks import dense, gaussian, vae
+from retrace.networks import dense, vae
 from retrace.pipeline.command import Refusal
-from retrace.problems.autoencoding.score import pca_curve
 from retrace.problems.decoder_inversion import score as decoder_inversion
 
 pytestmark = pytest.mark.numerical
-
-
-def test_pca_from_the_covariance_agrees_with_scikit_learn(images: Tensor) -> None:
-    network = gaussian.Network()
-    network.fit((images[:600], torch.empty(0)), (images[:10], torch.zeros(10)))
-    test = images[600:700]
-    curve = pca_curve(test, mean=network.mean, covariance=network.covariance)
-    assert len(curve) == 785
-    flat = test.flatten(1).double().numpy()
-    for size in (1, 16, 64):
-        pca = PCA(size, svd_solver="full").fit(images[:600].flatten(1).double().numpy())
-        expected = ((pca.inverse_transform(pca.transform(flat)) - flat) ** 2).mean()
-        assert curve[size] == pytest.approx(expected, rel=1e-6)
-    assert curve[784] == pytest.approx(0, abs=1e-12)
 
 
 def test_the_certificate_says_why() -> None:
