@@ -53,7 +53,7 @@ def changed(section: str, **values: Any) -> dict[str, Any]:
     params = copy.deepcopy(TINY)
     target = params
     for key in section.split("/"):
-        target = target[key]
+        target = target.setdefault(key, {})
     target.update(values)
     return params
 

@@ -26,12 +26,10 @@ from retrace.types import BadInput
 
 pytestmark = pytest.mark.numerical
 PER_CLASS, FOUND = 3, range(4, 7)  # of six: how many differs from processor to processor
-ARGUMENTS: dict[str, Any] = {"shape": [28, 28], "widths": [100, 100], "first_deviation": 0.0001}
-TRAINING = {
-    **TINY["networks"]["margin"]["training"],
+ARGUMENTS: dict[str, Any] = {"widths": [100, 100]}
+TRAINING: dict[str, Any] = {
     "per_class": PER_CLASS,
     "steps": 600,
-    "decay": 0.014,
     "margin": 10.0,
     "sharpening": 1.0,
     "report_every": 600,
@@ -51,8 +49,7 @@ def classifier(digit_splits: dict[str, dict[str, Any]]) -> tuple[Network, torch.
     torch.manual_seed(0)
     network = Network(**ARGUMENTS)
     network.fit(parts["train"], parts["validation"], lambda entry: None, **TRAINING)
-    chosen = {key: TRAINING[key] for key in ("examples", "labels", "per_class", "offset", "seed")}
-    images, _, _ = training_set(parts["train"], **chosen)
+    images, _, _ = training_set(parts["train"], per_class=PER_CLASS)
     return network, images.unflatten(1, (28, 28))
 
 

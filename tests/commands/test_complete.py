@@ -21,15 +21,7 @@ from retrace.pipeline.command import Refusal, run
 from retrace.pipeline.params import load
 
 ROW = complete.PANEL + complete.MARGIN
-RUNS = {
-    **TINY["runs"],
-    "imputation-ridge": {
-        "problem": "imputation",
-        "method": "ridge",
-        "network": "gaussian",
-        "settings": {"penalty": 0.01},
-    },
-}
+RUNS = TINY["runs"]
 
 
 @pytest.fixture
@@ -64,7 +56,7 @@ def pixels(name: str) -> "np.ndarray[Any, Any]":
 def stochastic(monkeypatch: pytest.MonkeyPatch, **answers: Any) -> None:
     """Let every imputation method answer so; each value is made from the observation."""
 
-    def reconstruct(network: Any, observed: torch.Tensor, *, value: str) -> Any:
+    def reconstruct(network: Any, observed: torch.Tensor) -> Any:
         assert observed.shape == (1, 28, 28) and bool(observed.isnan().any())
         return {key: make(observed) for key, make in answers.items()}
 

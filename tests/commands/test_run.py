@@ -1,25 +1,24 @@
-"""`retrace run` does what `dvc repro` does: stages are forked, and dvc.lock is written in time."""
+"""`retrace run` does what `dvc repro` does, and dvc.lock is written in time."""
 
-import json
-import os
 import re
+<<<<<<< HEAD
 import shutil
 import signal
 import socket
 import subprocess
+=======
+>>>>>>> tests
 import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from conftest import ROOT, environment, execute
+from conftest import execute
 
-from retrace import warm
 from retrace.commands import run
 
+<<<<<<< HEAD
 STAGE = """
 import json, os, sys, time
 from pathlib import Path
@@ -149,6 +148,8 @@ def test_a_stage_takes_the_code_that_dvc_will_see(folder: Path) -> None:
         code.write_text(code.read_text(encoding="utf-8") + "# changed\n", encoding="utf-8")
         assert json.loads(say(folder, **variable).stdout)["parent"] == os.getpid()
 
+=======
+>>>>>>> tests
 
 @pytest.mark.xdist_group("pipeline")
 def test_dvc_finds_all_in_step(finished: Path) -> None:

@@ -48,6 +48,7 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     params = copy.deepcopy({**TINY, "data": OWN})
     params["masks"]["images"] = 5
     params["networks"]["classifier"]["arguments"]["classes"] = 3
+    params["runs"] = {"imputation-mean": params["runs"]["imputation-mean"]}
     write_params(tmp_path, params)
     return tmp_path
 

@@ -1,4 +1,4 @@
-"""Imputation with a prior, against closed forms, autograd and exact posteriors; and its scores."""
+"""Imputation with a prior, against closed forms, autograd and exact posteriors."""
 
 from types import SimpleNamespace
 from typing import Any, Literal
@@ -6,14 +6,12 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 import torch
+from hidden import BOTTOM, RANDOM, hide
 from scipy.spatial.distance import cdist
-from sklearn.mixture import GaussianMixture
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from retrace.data.masks import missing_pixels
 from retrace.execution import shards
-from retrace.measures import uncertainty
 from retrace.measures.quality import mse
 from retrace.methods.imputation import (
     _latent,
@@ -39,14 +37,7 @@ from retrace.types import BadInput
 
 pytestmark = pytest.mark.numerical
 
-BOTTOM = Rectangle(kind="rectangle", rows=[14, 27], columns=[0, 27])
-RANDOM = RandomPixels(kind="random", share=0.5)
 SEARCH: dict[str, Any] = {"likelihood_blocks": 1.0, "likelihood_scattered": 2.5}
-
-
-def hide(images: Tensor, pattern: Mask) -> Tensor:
-    missing = missing_pixels(pattern, count=len(images), seed=0)
-    return torch.where(torch.from_numpy(missing), torch.nan, images)
 
 
 def fitted(images: Tensor, *, components: int, axes: int, epochs: int) -> prior.Network:
@@ -92,22 +83,6 @@ def test_a_mixture_of_one_component_is_ridge(images: Tensor) -> None:
         got = mixture.conditional_mean(network, values, penalty=0.01)
         missing = values.isnan()
         torch.testing.assert_close(got[missing], expected[missing], rtol=0, atol=1e-6)
-
-
-def test_a_mixture_is_fitted_as_scikit_learn_fits_it(images: Tensor) -> None:
-    points = images[:600, ::4, ::4].flatten(1).double()
-    points = points + 0.01 * torch.randn(points.shape, generator=torch.Generator().manual_seed(0))
-    expected = GaussianMixture(
-        **{"n_components": 5, "max_iter": 40, "reg_covar": prior.FLOOR},
-        **{"init_params": "k-means++", "random_state": 3},
-    ).fit(points.numpy())
-    got = prior.fit_mixture(points, 5, 40, seed=3)
-    for ours, theirs in zip(
-        got, (expected.weights_, expected.means_, expected.covariances_), strict=True
-    ):
-        np.testing.assert_allclose(ours.numpy(), theirs, rtol=0, atol=1e-8)
-    score = prior.log_densities(points, got).logsumexp(dim=1).mean().item()
-    assert score == pytest.approx(expected.score(points.numpy()), abs=1e-8)
 
 
 def test_a_mixture_is_the_weighted_mean_of_its_components() -> None:
@@ -516,38 +491,6 @@ def denoising(images: Tensor) -> denoiser.Network:
     return network.eval().requires_grad_(False)
 
 
-def test_an_untrained_denoiser_is_the_best_linear_one(images: Tensor) -> None:
-    network = denoiser.Network(axes=30, width=8, blocks=2)
-    centred = images[:500].double() - images[:500].double().mean(dim=0)
-    covariance = centred.flatten(1).T @ centred.flatten(1) / 500
-    variances, vectors = torch.linalg.eigh(covariance)
-    network.mean_image = images[:500].mean(dim=0)
-    variances = variances.flip(0).clamp(min=0)
-    network.variances, network.basis = variances.float(), vectors.flip(1).float()
-    generator = torch.Generator().manual_seed(0)
-    noisy = images[500:505] + 0.3 * torch.randn(5, 28, 28, generator=generator)
-    got = network.images(network.denoise(network.coordinates(noisy), torch.full((1, 1), 0.3)))
-    blurred = covariance + 0.09 * torch.eye(784, dtype=torch.float64)
-    wiener = torch.linalg.solve(blurred, covariance)
-    expected = (noisy - network.mean_image).flatten(1).double() @ wiener
-    torch.testing.assert_close(
-        (got - network.mean_image).flatten(1).double(), expected, rtol=0, atol=1e-4
-    )
-    # And its error is what its variances say.
-    linear = variances * 0.09 / (variances + 0.09)
-    got = network.error_variances(0.3).double()
-    torch.testing.assert_close(got, linear, rtol=1e-3, atol=1e-6)
-
-
-def test_the_remaining_error_is_interpolated_between_its_levels() -> None:
-    network = denoiser.Network(axes=3, width=4, blocks=1)
-    network.remaining = torch.linspace(1, 0, denoiser.LEVELS).unsqueeze(1).repeat(1, 784)
-    middle = (denoiser.LOWEST * denoiser.HIGHEST) ** 0.5
-    for noise, share in ((denoiser.LOWEST / 2, 1.0), (middle, 0.5), (2 * denoiser.HIGHEST, 0.0)):
-        expected = torch.full((784,), share * noise**2 / (1 + noise**2))
-        torch.testing.assert_close(network.error_variances(noise), expected, rtol=0, atol=1e-5)
-
-
 def test_reverse_diffusion_beats_ridge_and_repeats_itself(
     denoising: denoiser.Network, images: Tensor
 ) -> None:
@@ -577,7 +520,7 @@ def test_one_worker_or_two_give_the_same_samples(
 ) -> None:
     monkeypatch.setattr(shards, "SIZE", 6)
     observed = torch.stack([hide(images[1050:1057], p) for p in (BOTTOM, RANDOM)]).numpy()
-    arguments = {"axes": 60, "width": 128, "blocks": 1, "precision": "float32"}
+    arguments = {"axes": 60, "width": 128, "blocks": 1}
     settings = {**DIFFUSION, "penalty": 0.01, "levels": 2, "samples": 4}
     answers = []
     for workers, patience in (("1", 1e9), ("2", -1.0)):
@@ -624,22 +567,6 @@ def test_noise_that_rises_is_refused(exact: Exact) -> None:
         denoising_score.reconstruct(exact, torch.full((1, 28, 28), torch.nan), **settings)
 
 
-def test_more_axes_than_images_are_refused(images: Tensor) -> None:
-    network = denoiser.Network(axes=20, width=4, blocks=1)
-    with pytest.raises(BadInput, match=r"^axes = 20: 10 training images"):
-        network.fit(
-            (images[:10], torch.zeros(10)),
-            (images[:10], torch.zeros(10)),
-            epochs=1,
-            batch_size=10,
-            learning_rate=0.1,
-            schedule="constant",
-            noise_median=0.6,
-            noise_spread=1.0,
-            seed=0,
-        )
-
-
 def test_darkening_is_monotone_and_leaves_bright_pixels_alone() -> None:
     values = torch.linspace(-0.1, 1.1, 200).reshape(1, 10, 20)
     got = combined.darkened(values, threshold=torch.tensor(0.2)).flatten()
@@ -677,62 +604,6 @@ def test_a_biharmonic_surface_continues_a_plane() -> None:
     observed[1, 5:8, 3:9] = torch.nan
     got = biharmonic.reconstruct(nn.Identity(), observed)
     torch.testing.assert_close(got, plane, rtol=0, atol=1e-3)
-
-
-def test_masks_for_training_are_as_documented() -> None:
-    missing = masked_network.random_masks(4000, torch.Generator().manual_seed(0))
-    shares = missing.double().mean(dim=(1, 2))
-    assert shares.min() > 0.05 and shares.max() <= 1
-    # A rectangle is the product of its rows and columns.
-    rows, columns = missing.any(dim=2), missing.any(dim=1)
-    rectangle = (missing == rows.unsqueeze(2) & columns.unsqueeze(1)).all(dim=(1, 2))
-    assert 0.45 < rectangle.double().mean() < 0.55
-    sides = rows[rectangle].sum(dim=1)
-    assert sides.min() == 7 and sides.max() == 28
-
-
-def test_the_masked_network_never_sees_what_is_missing(images: Tensor) -> None:
-    """Its layers see known pixels and which they are; its loss and measure count the others."""
-    torch.manual_seed(0)
-    network = masked_network.Network(widths=[16], dropout=0.0).eval().requires_grad_(False)
-    network.mean.uniform_(0.2, 0.6)
-    truth, labels = images[:50], torch.zeros(50)
-    seen: list[Tensor] = []
-    network.layers.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
-    loss = network.loss(truth, labels)
-    measure, again = (network.evaluate(truth, labels)["missing_mse"] for _ in range(2))
-    got = masked.reconstruct(network, hide(truth, RANDOM))
-    errors = []
-    for inputs in seen[:3]:
-        pixels, missing = inputs.unflatten(1, (2, 28, 28)).unbind(dim=1)
-        assert 0.2 < missing.mean() < 0.9 and set(missing.unique().tolist()) == {0, 1}
-        assert torch.equal(pixels, (truth - network.mean) * (1 - missing))
-        output = network.layers(inputs).sigmoid().unflatten(1, (28, 28))
-        errors.append(((output - truth).square() * missing, missing))
-    squared, missing = errors[0]
-    torch.testing.assert_close(loss, squared.sum() / missing.sum())
-    squared, missing = errors[1]
-    torch.testing.assert_close(measure, squared.sum(dim=(1, 2)) / missing.sum(dim=(1, 2)))
-    assert torch.equal(measure, again)  # the same masks each time
-    known = ~hide(truth, RANDOM).isnan()
-    expected = torch.cat([(truth - network.mean) * known, (~known).float()], dim=1).flatten(1)
-    torch.testing.assert_close(got.flatten(1), network.layers(expected).sigmoid())
-
-
-def test_more_components_than_images_are_refused(images: Tensor) -> None:
-    network = prior.Network(code_size=2, widths=[4], components=20, axes=3)
-    with pytest.raises(BadInput, match=r"^components = 20: 10 training images"):
-        network.fit(
-            (images[:10], torch.zeros(10)),
-            (images[:10], torch.zeros(10)),
-            epochs=1,
-            batch_size=10,
-            learning_rate=0.1,
-            schedule="constant",
-            mixture_iterations=1,
-            mixture_images=10,
-            seed=0,
-        )
 
 
 @pytest.fixture(scope="module")
@@ -790,60 +661,3 @@ def test_an_image_that_is_missing_or_known_as_a_whole(
         got = method.reconstruct(network, given)
         estimate = got["estimate"] if isinstance(got, dict) else got
         assert estimate.isfinite().all()
-
-
-class Brightness(nn.Module):
-    """Reads a 1 in bright images and a 0 in dark ones."""
-
-    def forward(self, images: Tensor) -> Tensor:
-        bright = images.flatten(1).mean(dim=1) - 0.5
-        return torch.stack([-bright, bright], dim=1)
-
-
-def test_coverage_of_a_known_distribution() -> None:
-    """Truth and samples from one uniform distribution: intervals cover what they say."""
-    generator = torch.Generator().manual_seed(0)
-    n, samples = 40, 200
-    drawn = torch.rand(n, samples, 28, 28, generator=generator)
-    truth = torch.rand(n, 28, 28, generator=generator)
-    ordered = list(
-        posterior._quantiles(drawn.transpose(0, 1).flatten(2), torch.tensor(posterior.LEVELS))
-    )
-    quantiles = (torch.stack(ordered, dim=1) * 255).round().to(torch.uint8).unflatten(2, (28, 28))
-    observed = torch.full_like(truth, torch.nan)
-    observed[:, :2] = truth[:, :2]
-    scores = uncertainty.score(
-        (drawn[:, :20] * 255).round().to(torch.uint8),
-        quantiles,
-        drawn.std(dim=1),
-        truth=truth,
-        observed=observed,
-        labels=torch.zeros(n, dtype=torch.int64),
-        classifier=Brightness(),
-        means=lambda values: {key: value.mean().item() for key, value in values.items()},
-    )
-    for interval in (50, 80, 95):
-        assert scores[f"coverage_{interval}"] == pytest.approx(interval / 100, abs=0.02)
-        assert scores[f"open_coverage_{interval}"] == pytest.approx(interval / 100, abs=0.02)
-    assert scores["open_share"] == 1.0
-    # Of uniform draws: E|X − y| = 1/3, of which E|X − X'|/2 = 1/6 is no fault; E(X − y)² = 1/6.
-    assert scores["crps"] == pytest.approx(1 / 6, abs=0.005)
-    assert scores["sample_mse"] == pytest.approx(1 / 6, abs=0.005)
-    assert scores["best_mse"] < scores["sample_mse"]
-    assert scores["deviation"] == pytest.approx(12**-0.5, abs=0.005)
-
-
-def test_crps_by_its_definition() -> None:
-    samples = torch.rand(2, 5, 3, 3, generator=torch.Generator().manual_seed(0))
-    truth = torch.rand(2, 3, 3, generator=torch.Generator().manual_seed(1))
-    error = (samples - truth.unsqueeze(1)).abs().mean(dim=1)
-    pairs = (samples.unsqueeze(1) - samples.unsqueeze(2)).abs().sum(dim=(1, 2)) / (5 * 4)
-    torch.testing.assert_close(uncertainty.crps(samples, truth), (error - pairs / 2).double())
-
-
-def test_entropy_and_the_most_ambiguous_images() -> None:
-    labels = torch.tensor([[4, 4, 4, 4], [4, 9, 4, 9], [1, 2, 3, 4]])
-    torch.testing.assert_close(
-        uncertainty.entropy(labels), torch.tensor([0.0, 1.0, 2.0], dtype=torch.float64)
-    )
-    assert uncertainty.ambiguous(labels).tolist() == [2, 1, 0]

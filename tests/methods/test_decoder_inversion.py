@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from decoders import SIZE, drawn_codes, random_vae
 from scipy.optimize import least_squares, lsq_linear
 from torch import Tensor
 
@@ -24,14 +25,10 @@ from retrace.methods.decoder_inversion._decoder import (
     weighted_solutions,
 )
 from retrace.networks import dense, vae
-from retrace.pipeline.command import Refusal
-from retrace.problems.decoder_inversion import score as decoder_inversion
-from retrace.problems.decoder_inversion.observe import PENALTIES, best_objectives
 from retrace.types import BadInput
 
 pytestmark = pytest.mark.numerical
 
-SIZE = 4
 LAYERWISE: dict[str, Any] = {"weights": "none"}
 GAUSS_NEWTON: dict[str, Any] = {
     "penalty": 0.0,
@@ -60,19 +57,9 @@ METHODS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
 }
 
 
-def network_of(gain: float) -> vae.Network:
-    """A decoder drawn at random; a larger gain saturates more of its hidden units."""
-    torch.manual_seed(0)
-    network = vae.Network(code_size=SIZE, widths=[48, 24], weighting="elbo", divergence_weight=1.0)
-    with torch.no_grad():
-        for weight in network.decoder.parameters():
-            weight.copy_(gain * torch.randn(weight.shape) / weight.shape[1] ** 0.5)
-    return network.eval().requires_grad_(False)
-
-
 @pytest.fixture(scope="module")
 def network() -> vae.Network:
-    return network_of(1.5)
+    return random_vae(1.5)
 
 
 @pytest.fixture(scope="module")
@@ -82,8 +69,7 @@ def weights(network: vae.Network) -> list[Tensor]:
 
 @pytest.fixture(scope="module")
 def codes() -> Tensor:
-    generator = torch.Generator().manual_seed(3)
-    return torch.randn(30, SIZE, generator=generator, dtype=torch.float64)
+    return drawn_codes()
 
 
 @pytest.fixture(scope="module")
@@ -136,40 +122,6 @@ def test_the_decoder_of_the_methods_is_that_of_the_network(
     torch.testing.assert_close(decode(weights, codes).float(), expected)
 
 
-def test_the_divergence_is_that_of_torch_and_the_averaged_loss_has_the_stated_beta(
-    images: Tensor,
-) -> None:
-    torch.manual_seed(0)
-    network = vae.Network(code_size=16, widths=[32], weighting="elbo", divergence_weight=1.0)
-    mean, log_variance = network.encode(images[:5])
-    posterior = torch.distributions.Normal(mean, (log_variance / 2).exp())
-    prior = torch.distributions.Normal(torch.zeros_like(mean), torch.ones_like(mean))
-    expected = torch.distributions.kl_divergence(posterior, prior).sum(dim=1)
-    entropy, divergence = network.terms(images[:5], torch.zeros_like(mean))
-    torch.testing.assert_close(divergence, expected)
-    decoded = network.decode(mean).flatten(1).double()
-    x = images[:5].flatten(1).double()
-    by_hand = -(x * decoded.log() + (1 - x) * (1 - decoded).log()).sum(dim=1)
-    torch.testing.assert_close(entropy.double(), by_hand, rtol=1e-5, atol=1e-4)
-
-    losses = {}
-    for weighting, weight in (("averaged", 0.1), ("elbo", 4.9)):
-        network.weighting, network.divergence_weight = weighting, weight  # type: ignore[assignment]
-        torch.manual_seed(1)
-        losses[weighting] = network.loss(images[:5], torch.zeros(5))
-    torch.testing.assert_close(784 * losses["averaged"], losses["elbo"])
-
-
-def test_an_epoch_is_judged_by_the_same_noise_each_time(
-    network: vae.Network, images: Tensor
-) -> None:
-    first, second = (network.evaluate(images[:6], torch.zeros(6)) for _ in range(2))
-    assert next(iter(first)) == "negative_elbo"
-    assert all(torch.equal(first[key], second[key]) for key in first)
-    total = first["cross_entropy"] + first["divergence"]
-    torch.testing.assert_close(first["negative_elbo"], total)
-
-
 @pytest.mark.parametrize("rows", ["none", "relative", "absolute"])
 def test_without_clamps_the_layerwise_inverse_is_exact_on_the_range(
     rows: str, network: vae.Network, on_range: Tensor, codes: Tensor
@@ -180,19 +132,8 @@ def test_without_clamps_the_layerwise_inverse_is_exact_on_the_range(
     assert answer["converged"].all()
 
 
-def test_the_certificate_says_why(network: vae.Network, codes: Tensor) -> None:
-    layers = decoder_inversion.certificate(network_of(1.5).double(), codes)
-    assert [layer["rank"] for layer in layers.values()] == [SIZE, 24, 48]
-    assert all(layer["rank"] == layer["columns"] for layer in layers.values())
-    for layer, weight in zip(layers.values(), network.decoder_weights(), strict=True):
-        assert layer["condition"] == pytest.approx(np.linalg.cond(weight.double().numpy()))
-    assert 0 <= layers["layer_2"]["saturated"] < 0.2
-    harder = decoder_inversion.certificate(network_of(8.0).double(), codes)
-    assert harder["layer_2"]["saturated"] > 0.5
-
-
 def test_clamps_destroy_what_saturated_units_hold() -> None:
-    network = network_of(4.0)
+    network = random_vae(4.0)
     codes = torch.randn(20, SIZE, generator=torch.Generator().manual_seed(4)).double()
     x = network.double().decode(codes)
     network.float()
@@ -332,94 +273,3 @@ def test_what_no_decoder_put_out_is_refused(
     other = dense.Network(widths=[8], gain=1.0, dropout=0.0)
     with pytest.raises(BadInput, match="no decoder"):
         method(other, on_range, **settings)
-
-
-def test_a_decoder_without_an_inverse_is_refused() -> None:
-    with pytest.raises(BadInput, match=r"widths = \[16, 32\].*no inverse"):
-        vae.Network(code_size=8, widths=[16, 32], weighting="elbo", divergence_weight=1.0)
-
-
-def scored(estimate: Tensor, network: vae.Network, x: Tensor, codes: Tensor) -> dict[str, Any]:
-    """Scores of an estimate (4, n, d) of images that are on the range in all groups but the
-    last, where the best known objective is that of the true codes."""
-    groups = [*decoder_inversion.ROUNDING, decoder_inversion.OFF_RANGE]
-    return decoder_inversion.score(
-        estimate,
-        observations={"observed": x.expand(4, *x.shape).numpy(), "groups": np.array(groups)},
-        codes=codes,
-        optima={"penalties": np.array([0.0]), "objective": np.full((1, 2), 1e-9)},
-        penalty=0.0,
-        network=network,
-        means=lambda values: {
-            f"{key}{end}": float(value.mean())
-            for key, value in values.items()
-            for end in ("", "_low", "_high")
-        },
-    )
-
-
-def test_scores_of_known_errors(codes: Tensor) -> None:
-    network = network_of(1.5).double()
-    x = network.decode(codes)
-    estimate = codes.repeat(4, 1, 1)
-    scores = scored(estimate, network, x, codes)
-    assert all(scores[group]["solved"] == 1 for group in scores)
-    assert scores["on_range_float64"]["code_error_max"] == 0
-    assert scores["on_range_uint8"]["ssim"] == pytest.approx(1)
-    estimate[0, 0, 2] += 0.5
-    estimate[3, 0, 2] += 0.5
-    scores = scored(estimate, network, x, codes)
-    assert scores["on_range_float64"]["code_error_max"] == pytest.approx(0.5)
-    assert scores["on_range_float64"]["solved"] == pytest.approx(29 / 30)
-    assert scores["off_range"]["solved"] == 0.5
-    assert scores["on_range_float32"]["solved"] == 1
-    encoded = (network.decode(network.encode(x)[0]) - x).square().mean()
-    ratio = scores["off_range"]["mse"] / float(encoded)
-    assert scores["off_range"]["mse_over_encoder"] == pytest.approx(ratio)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ("code", "true codes have 5 values"),
-        ("shape", "shape"),
-        ("nan", "not finite"),
-        ("network", "no decoder"),
-    ],
-)
-def test_scores_of_what_does_not_fit_are_refused(
-    change: str, message: str, network: vae.Network, codes: Tensor
-) -> None:
-    estimate = np.zeros((4, len(codes), SIZE + (change == "shape")))
-    if change == "nan":
-        estimate[0, 0, 0] = np.nan
-    truth = torch.zeros(len(codes), 5) if change == "code" else codes
-    other = dense.Network(widths=[8], gain=1.0, dropout=0.0)
-    with pytest.raises(Refusal, match=message):
-        decoder_inversion.checked(
-            {"estimate": estimate},
-            {"groups": np.array(["a", "b", "c", "d"])},
-            truth,
-            other if change == "network" else network,
-        )
-
-
-def test_the_best_objective_is_none_that_a_run_could_beat(
-    network: vae.Network, images: Tensor
-) -> None:
-    x = images[:3].double()
-    best = best_objectives(network, x)
-    assert best.shape == (len(PENALTIES), 3)
-    for penalty, objective in zip(PENALTIES, best, strict=True):
-        settings = {**GAUSS_NEWTON, "penalty": penalty}
-        answer = gauss_newton.reconstruct(network, x, **settings)
-        reached = 784 * answer["residual"] + penalty * answer["estimate"].square().sum(dim=1)
-        assert (objective <= 1.001 * reached).all()
-
-
-def test_the_optima_are_known_for_the_penalties_of_the_runs() -> None:
-    from retrace.pipeline.params import load
-
-    runs = load().runs.values()
-    used = {run.settings.get("penalty", 0.0) for run in runs if run.problem == "decoder_inversion"}
-    assert used and used <= set(PENALTIES)

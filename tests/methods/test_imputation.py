@@ -5,19 +5,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hidden import BOTTOM, RANDOM, hide
 from sklearn.linear_model import Ridge
 from torch import Tensor
 
-from retrace.data.masks import missing_pixels
 from retrace.methods.autoencoding import one_pass as autoencoding
 from retrace.methods.imputation import backpropagation, fill, one_pass, ridge
 from retrace.networks import dense, gaussian
-from retrace.pipeline.params import Mask, RandomPixels, Rectangle
+from retrace.pipeline.params import Mask
 
 pytestmark = pytest.mark.numerical
 
-BOTTOM = Rectangle(kind="rectangle", rows=[14, 27], columns=[0, 27])
-RANDOM = RandomPixels(kind="random", share=0.5)
 SETTINGS: dict[str, Any] = {
     "objective": "known",
     "start": "zero",
@@ -27,11 +25,6 @@ SETTINGS: dict[str, Any] = {
     "restarts": 1,
     "seed": 0,
 }
-
-
-def hide(images: Tensor, pattern: Mask) -> Tensor:
-    missing = missing_pixels(pattern, count=len(images), seed=0)
-    return torch.where(torch.from_numpy(missing), torch.nan, images)
 
 
 @pytest.fixture(scope="module")

@@ -5,10 +5,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from inversions import AFFINE, NOTHING, fitted, scored
 from scipy.optimize import LinearConstraint, linprog, minimize
 from torch import Tensor
 
-from retrace.measures.quality import means_with_intervals
 from retrace.methods.network_inversion import (
     _nearest,
     affine,
@@ -26,7 +26,7 @@ from retrace.methods.network_inversion._nearest import (
     nearest,
     violation,
 )
-from retrace.networks import classifier, lstm, margin, regression, vae
+from retrace.networks import classifier, lstm, margin, vae
 from retrace.pipeline.command import Refusal
 from retrace.pipeline.params import GIVEN, bind, find
 from retrace.problems.network_inversion import score as network_inversion
@@ -36,12 +36,6 @@ pytestmark = pytest.mark.numerical
 
 PROBLEMS = 1000  # small random ones
 
-AFFINE: dict[str, Any] = {
-    "wanted": [100.0],
-    "start": 1.0,
-    "solver": "gradient",
-    "learning_rate": 0.5,
-}
 UNITS: dict[str, Any] = {
     "layer": "layers.0",
     "units": [0, 3],
@@ -66,13 +60,6 @@ CLASS: dict[str, Any] = {
     "prior": 0.0,
     "steps": 30,
 }
-NOTHING = torch.empty(0)
-
-
-def fitted(inputs: int = 1, outputs: int = 1, activation: Any = "identity", **training: Any) -> Any:
-    network = regression.Network(inputs=inputs, outputs=outputs, activation=activation)
-    network.fit((NOTHING, NOTHING), (NOTHING, NOTHING), **{"noise": 0.0, **training})
-    return network.eval().requires_grad_(False)
 
 
 @pytest.fixture(scope="module")
@@ -113,16 +100,6 @@ def reader() -> lstm.Network:
     return network.eval().requires_grad_(False)
 
 
-def scored(network: Any, answer: dict[str, Tensor], method: str, settings: dict[str, Any]) -> Any:
-    arrays = {key: value.numpy() for key, value in answer.items()}
-
-    def means(values: dict[str, Tensor]) -> dict[str, float]:
-        return means_with_intervals(values, resamples=200, seed=0)
-
-    run = network_inversion.Inversion(network, arrays, method, settings)
-    return network_inversion.score(run, means=means)[0]
-
-
 # Regressions
 
 
@@ -136,19 +113,6 @@ def test_the_published_regression_gives_the_published_kind_of_value() -> None:
     assert found["estimate"].item() == pytest.approx((100 - bias) / weight, rel=1e-9)
     assert found["estimate"].item() == pytest.approx(312.5, rel=0.05)
     assert found["trajectory"].shape == (201, 1, 1) and found["trajectory"][0].item() == 1
-
-
-def test_the_fit_is_that_of_numpy() -> None:
-    network = regression.Network()
-    kept: list[dict[str, float]] = []
-    network.fit((NOTHING, NOTHING), (NOTHING, NOTHING), kept.append)
-    generator = torch.Generator().manual_seed(0)
-    x = 1000 * torch.rand(100, 1, generator=generator, dtype=torch.float64)
-    u = torch.rand(100, 1, generator=generator, dtype=torch.float64)
-    slope, offset = np.polyfit(x[:, 0].numpy(), (0.4 * x - 50 * u)[:, 0].numpy(), 1)
-    assert network.weight.item() == pytest.approx(slope, rel=1e-10)
-    assert network.bias.item() == pytest.approx(offset, rel=1e-10)
-    assert kept[0]["residual"] == pytest.approx(50 / 12**0.5, rel=0.2)
 
 
 @pytest.mark.parametrize("solver", ["gradient", "closed_form", "gauss_newton"])
@@ -500,26 +464,6 @@ def test_what_a_class_wants_in_the_range_of_a_decoder_is_in_that_range(
 # LSTM
 
 
-def test_gates_are_those_of_the_cell_computed_step_by_step(
-    reader: lstm.Network, images: Tensor
-) -> None:
-    """PyTorch's layout: input, forget, cell, output."""
-    network, x = reader.double(), images[:5].double()
-    named = dict(network.lstm.named_parameters())
-    h = c = torch.zeros(5, 8, dtype=torch.float64)
-    forget = []
-    for row in x.unbind(dim=1):
-        parts = row @ named["weight_ih_l0"].T + named["bias_ih_l0"]
-        parts = parts + h @ named["weight_hh_l0"].T + named["bias_hh_l0"]
-        i, f, g, o = parts.split(8, dim=1)
-        forget.append(f)
-        c = f.sigmoid() * c + i.sigmoid() * g.tanh()
-        h = o.sigmoid() * c.tanh()
-    torch.testing.assert_close(network.forget_logits(x), torch.stack(forget, dim=1))
-    torch.testing.assert_close(network(x), network.head(h))
-    reader.float()
-
-
 def test_a_row_closes_the_gate_or_none_does(reader: lstm.Network, images: Tensor) -> None:
     answer = lstm_gate.reconstruct(reader, images[:9], **GATE)
     scores = scored(reader, answer, "lstm_gate", GATE)
@@ -584,18 +528,7 @@ def test_a_learning_rate_that_is_left_out_converges(activation: str) -> None:
     torch.testing.assert_close(network(answer["estimate"]), answer["wanted"])
 
 
-# Scores
-
-
-def test_a_wrong_verdict_and_a_wrong_input_show_in_the_scores() -> None:
-    network = fitted()
-    settings = {**AFFINE, "more": 10, "wanted": [0.0, 100.0], "solver": "closed_form"}
-    answer = affine.reconstruct(network, NOTHING, **settings)
-    answer["feasible"][0] = DISPROVED
-    answer["estimate"][1] += 1
-    scores = scored(network, answer, "affine", settings)
-    assert scores["contradicted"] == 1 and scores["reached"] == pytest.approx(10 / 11)
-    assert scores["relative_error_max"] == pytest.approx(0.4 / 100)
+# Answers and settings
 
 
 def test_the_answer_says_how_its_outputs_are_measured(

@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-from sklearn.decomposition import PCA
 
 from retrace.networks import (
     classifier,
@@ -19,7 +18,6 @@ from retrace.networks import (
 )
 from retrace.networks._training import evaluate, train
 from retrace.pipeline.artifacts import load_checkpoint, save_checkpoint
-from retrace.problems.autoencoding.score import pca_curve
 from retrace.types import BadInput
 
 pytestmark = pytest.mark.numerical
@@ -164,20 +162,6 @@ def test_classifier_measures_cross_entropy_and_error(digit_splits: Any) -> None:
     torch.testing.assert_close(measures["cross_entropy"].double(), -right.log())
     torch.testing.assert_close(network.loss(x, labels).double(), -right.log().mean())
     assert measures["error"].tolist() == (logits.argmax(1) != labels).float().tolist()
-
-
-def test_pca_from_the_covariance_agrees_with_scikit_learn(images: torch.Tensor) -> None:
-    network = gaussian.Network()
-    network.fit((images[:600], torch.empty(0)), (images[:10], torch.zeros(10)))
-    test = images[600:700]
-    curve = pca_curve(test, mean=network.mean, covariance=network.covariance)
-    assert len(curve) == 785
-    flat = test.flatten(1).double().numpy()
-    for size in (1, 16, 64):
-        pca = PCA(size, svd_solver="full").fit(images[:600].flatten(1).double().numpy())
-        expected = ((pca.inverse_transform(pca.transform(flat)) - flat) ** 2).mean()
-        assert curve[size] == pytest.approx(expected, rel=1e-6)
-    assert curve[784] == pytest.approx(0, abs=1e-12)
 
 
 @pytest.mark.parametrize(

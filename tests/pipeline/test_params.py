@@ -7,14 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import small
+from conftest import TINY
 from dvc.utils.serialize import YAMLError, dumps_yaml, load_yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from retrace.checks import check_all
 from retrace.commands.demo import params_of
 from retrace.pipeline.command import Refusal
-from retrace.pipeline.params import load, read_yaml
+from retrace.pipeline.params import Params, load, read_yaml
+from retrace.sweeps.trials import _whole
 
 ROOT = Path(__file__).parents[2]
 PARAMS = read_yaml(ROOT / "params.yaml")
@@ -282,6 +286,43 @@ def paths(content: Any, above: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
     ]
 
 
+def without(content: Any, path: tuple[str, ...]) -> Any:
+    """A copy of nested sections without one key."""
+    first, *rest = path
+    if rest:
+        return {**content, first: without(content[first], tuple(rest))}
+    return {key: value for key, value in content.items() if key != first}
+
+
+def whole(content: dict[str, Any]) -> Any:
+    """The values that the stages are given, defaults included; None where they would refuse."""
+    try:
+        return _whole(Params.model_validate(content)).model_dump(mode="json")
+    except (Refusal, ValidationError):
+        return None
+
+
+SMALL = {**TINY, "networks": small.NETWORKS, "runs": small.named_runs()}
+
+
+@pytest.mark.parametrize("content", [PARAMS, TINY, SMALL], ids=["params.yaml", "tiny", "small"])
+def test_no_setting_repeats_its_default(content: dict[str, Any]) -> None:
+    base = {**content, "sweeps": {}}
+    expected = whole(base)
+    sections = ("networks", "problems", "runs")
+    settings = [p for p in paths(base) if p[0] in sections and (p[3:] or p[-1] == "precision")]
+    assert expected and settings
+    assert not [path for path in settings if whole(without(base, path)) == expected]
+
+
+def test_the_demo_changes_all_that_it_names() -> None:
+    demo = read_yaml(ROOT / "demo.yaml")
+    expected = whole(params_of(PARAMS, demo))
+    changes = paths({"change": demo["change"]})[1:]
+    assert expected
+    assert not [p for p in changes if whole(params_of(PARAMS, without(demo, p))) == expected]
+
+
 JUNK = st.one_of(
     st.none(),
     st.booleans(),
@@ -326,8 +367,10 @@ def test_a_mutated_file_is_valid_or_refused_with_its_key(
     except Refusal as refusal:
         text = str(refusal)
         assert "\n" not in text and len(text) < 600
-        # The key, the section that lacks it, or where something else refers to it by its name.
-        assert any(repr(key)[1:-1] in text or key in text for key in (last, *parents[-1:], name))
+        # The key, the section that lacks it, or where something else refers to it by its name; of
+        # a run its problem may be named, and of all networks one.
+        keys = (last, *parents[-1:], name, last.split("-")[0].removesuffix("s"))
+        assert any(repr(key)[1:-1] in text or key in text for key in keys)
     else:
         assert load(folder / "params.yaml").model_dump(exclude_unset=True) == params
 

@@ -6,14 +6,30 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from sklearn.decomposition import PCA
 
 from retrace.measures.quality import means_with_intervals
 from retrace.networks import gaussian
 from retrace.pipeline.artifacts import metrics_path, write_json
 from retrace.problems import Ground, Run
-from retrace.problems.autoencoding.score import Scorer
+from retrace.problems.autoencoding.score import Scorer, pca_curve
 from retrace.problems.autoencoding.show import section
 from retrace.report.model import State, Table
+
+
+@pytest.mark.numerical
+def test_pca_from_the_covariance_agrees_with_scikit_learn(images: torch.Tensor) -> None:
+    network = gaussian.Network()
+    network.fit((images[:600], torch.empty(0)), (images[:10], torch.zeros(10)))
+    test = images[600:700]
+    curve = pca_curve(test, mean=network.mean, covariance=network.covariance)
+    assert len(curve) == 785
+    flat = test.flatten(1).double().numpy()
+    for size in (1, 16, 64):
+        pca = PCA(size, svd_solver="full").fit(images[:600].flatten(1).double().numpy())
+        expected = ((pca.inverse_transform(pca.transform(flat)) - flat) ** 2).mean()
+        assert curve[size] == pytest.approx(expected, rel=1e-6)
+    assert curve[784] == pytest.approx(0, abs=1e-12)
 
 
 def test_a_code_as_large_as_an_image_has_no_ratio_to_pca(

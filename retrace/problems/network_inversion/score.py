@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from retrace.pipeline.command import Refusal
+from retrace.pipeline.command import Refusal, WrongValue
 from retrace.problems import Arrays, BaseScorer, Ground, Run, Scores
 from retrace.types import Means
 
@@ -49,7 +49,7 @@ class Inversion(NamedTuple):
         if of is None:
             return network(inputs)
         if of == "unit" and not {"layer", "row"} & set(self.settings):
-            raise Refusal(
+            raise WrongValue(
                 f"the method {self.method} names units, and neither the setting layer nor row says "
                 "whose; their outputs cannot be measured"
             )
@@ -113,7 +113,7 @@ def score(run: Inversion, *, means: Means) -> tuple[Scores, Scores]:
     reached_output, at_start = (run.outputs(x).reshape(n, -1) for x in (estimate, start))
     target = wanted.reshape(n, -1)
     if reached_output.shape != target.shape:
-        raise Refusal(
+        raise WrongValue(
             f"{target.shape[1]} values are wanted of each input, {reached_output.shape[1]} come out"
         )
     relation = torch.from_numpy(arrays["relation"])[:, None]
