@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -76,6 +77,30 @@ def test_an_error_is_shown_and_the_next_stage_starts(
 def test_without_anyone_there_a_stage_starts_by_itself(folder: Path, tmp_path: Path) -> None:
     done = say(folder, RETRACE_WARM=str(tmp_path / "nobody"))
     assert json.loads(done.stdout)["parent"] == os.getpid()
+
+
+@pytest.mark.parametrize("closed", ["<&-", "2>&-"])
+def test_without_one_of_its_streams_a_stage_starts_by_itself(
+    closed: str, folder: Path, variable: dict[str, str]
+) -> None:
+    shell = f'exec "{sys.executable}" -m stages.say {closed}'
+    done = execute("sh", "-c", shell, cwd=folder, check=False, **variable)
+    assert json.loads(done.stdout)["parent"] == os.getpid() and done.returncode == 1
+
+
+@pytest.mark.parametrize("said", [b"", (100).to_bytes(4), (100).to_bytes(4) + b"{"])
+def test_who_dies_while_it_hands_over_is_not_waited_for(
+    said: bytes, folder: Path, variable: dict[str, str]
+) -> None:
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(30)
+        connection.connect(variable[warm.VARIABLE])
+        if said:
+            socket.send_fds(connection, [said[:4]], [0, 1, 2])
+            connection.sendall(said[4:])
+        connection.shutdown(socket.SHUT_WR)
+        assert connection.recv(4) == (1).to_bytes(4)
+    assert say(folder, **variable).returncode == 1
 
 
 def test_ctrl_c_is_passed_on(folder: Path, variable: dict[str, str]) -> None:
