@@ -167,8 +167,7 @@ def profile(result: Result) -> Iterator[str]:
     yield (
         f"The whole pipeline from an empty cache took {wall / 60:.0f} minutes, "
         f"{1 - work / wall:.0%} of which was neither training nor reconstruction "
-        "(`python -m benchmarks.profile_pipeline FOLDER`). By kind of stage, as they were then, "
-        "and the longest:"
+        "(`python -m benchmarks.profile_pipeline FOLDER`). By kind of stage, and the longest:"
     )
     yield ""
     yield "| stages | number | seconds |"
