@@ -20,7 +20,7 @@ from retrace.pipeline.params import (
 )
 from retrace.problems import names, needed, part
 
-FOLDERS = ("data", "metrics", "models")  # whatever dvc.lock says, nothing else is removed
+FOLDERS = {"data", "metrics", "models"}  # whatever dvc.lock says, nothing else is removed
 
 
 def check_place(folder: Path) -> None:
@@ -113,7 +113,7 @@ def remove_left_over(params: Params, lock: Path = Path("dvc.lock")) -> None:
     ]
     kept = {Path(out["path"]) for name in known & stages.keys() for out in stages[name]["outs"]}
     for path in made:
-        ours = path.parts[0] in FOLDERS and ".." not in path.parts
+        ours = set(path.parts[:1]) & FOLDERS and ".." not in path.parts
         if ours and path.exists() and path not in kept:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
             print(f"{path} belongs to nothing in params.yaml any more and was removed")

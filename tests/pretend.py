@@ -23,7 +23,6 @@ aten = torch.ops.aten
 # Where tensors of both devices may meet.
 TRANSFERS = (aten._to_copy.default, aten.copy_.default, aten._copy_from.default)
 INDEXING = (aten.index.Tensor, aten.index_put_.default, aten.index_put.default)
-REDUCED = ("linear", "mm", "addmm", "matmul")  # what autocast computes in fewer bits
 
 
 class Pretended(Tensor):
@@ -192,10 +191,6 @@ class _Backend:
     def current_device() -> int:
         return 0
 
-    @staticmethod
-    def get_amp_supported_dtype() -> list[torch.dtype]:
-        return [torch.bfloat16]
-
 
 def _factories() -> Iterator[tuple[str, Any]]:
     """Names and overloads of all operators that make a tensor from none."""
@@ -224,23 +219,6 @@ def _factory(operator: Any) -> Any:
     return make
 
 
-def _fewer_bits(operator: Any) -> Any:
-    """An operator under autocast, as the processor's autocast does it."""
-
-    def reduce(*args: Any, **kwargs: Any) -> Any:
-        wanted = torch.get_autocast_dtype(NAME)
-        key = torch._C._parse_dispatch_key("AutocastPrivateUse1")
-        assert key is not None
-        off = torch._C.DispatchKeySet(key)
-        with torch._C._ExcludeDispatchKeyGuard(off):
-            return operator(
-                *(value.to(wanted) if isinstance(value, Tensor) else value for value in args),
-                **kwargs,
-            )
-
-    return reduce
-
-
 _libraries: list[torch.library.Library] = []  # what they register lasts as long as they do
 
 
@@ -262,10 +240,4 @@ def register() -> torch.device:
             ),
             "PrivateUse1",
         )
-        others = torch.library.Library("_", "IMPL")
-        _libraries.append(others)
-        others.fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")
-        for name in REDUCED:
-            operator = getattr(aten, name).default
-            library.impl(name, _fewer_bits(operator), "AutocastPrivateUse1")
     return torch.device(NAME)
