@@ -29,7 +29,6 @@ from benchmarks.timing import print_table, write_result
 from retrace.networks.margin import Network, gradient_factors, training_set
 from retrace.pipeline.command import Refusal, run
 from retrace.pipeline.params import bind, load
-from retrace.problems.training_data.score import CHOICE
 from retrace.types import Split
 
 ENTRY = "margin_100"  # of params.yaml: 100 images
@@ -73,6 +72,9 @@ class Stopwatch:
             }
         )
         self.resumed = time.time()
+
+
+CHOICE = ("examples", "labels", "per_class", "offset", "seed")  # of a training set
 
 
 def first_layer_residual(network: Network, images: Tensor, signs: Tensor) -> float:

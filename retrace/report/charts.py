@@ -176,6 +176,7 @@ def lines(
     y: str,
     dashed: Mapping[str, Curve] | None = None,
     marks: bool = False,
+    x_scale: str = "linear",
     y_scale: str = "linear",
     ticks: Sequence[str] = (),
     at: float | None = None,
@@ -195,7 +196,7 @@ def lines(
         axes.plot(*curve, color=colour, marker=marker, markersize=6, label=label)
         if dashed and label in dashed:
             axes.plot(*dashed[label], color=colour, linestyle="dashed", marker=marker, markersize=4)
-    axes.set(xlabel=x, ylabel=y, yscale=y_scale)
+    axes.set(xlabel=x, ylabel=y, xscale=x_scale, yscale=y_scale)
     if ticks:
         axes.set_xticks(range(len(ticks)), ticks)
     if x_limits:

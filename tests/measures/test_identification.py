@@ -97,7 +97,7 @@ def test_without_an_image_to_hold_out_training_images_are_refused(
     few = split[0][:40], torch.arange(40) % 2
     settings = {**PARITY, "per_class": 19}
     assert len(score.truth_in(few, settings, where="here").held_out) == 2
-    with pytest.raises(BadInput, match=r"here\.per_class = 20: .* at most 19 are allowed"):
+    with pytest.raises(BadInput, match=r"here\.per_class = 20: all 40 images .* none is left"):
         score.truth_in(few, {**settings, "per_class": 20}, where="here")
     with pytest.raises(BadInput, match=r"here\.examples is missing"):
         score.truth_in(split, {"epochs": 3}, where="here")

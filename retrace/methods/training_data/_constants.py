@@ -31,6 +31,7 @@ CHUNK = 512  # candidates that are moved together: their arrays stay in the cach
 # and finds images with large dual variables, a small one leaves room for the others.
 SEARCHES = ((1e-5, 1e-6, 1e-7, 1e-8), (1e-6, 1e-7, 1e-8), (1e-7, 1e-8))
 POLISH = (1e-8, 1e-9, 1e-10)
+POLISH_FREE = (1e-9, 1e-10, 1e-11)  # of `vertices`, where the weights determine all
 
 # Where the rank is small: vertices of the polytope.
 FEW_DIMENSIONS = 0.25  # share of the pixels below which the row space's rank counts as small
@@ -42,3 +43,5 @@ FLOOR = 1e-10  # keeps directions that the weights determine weakly from countin
 ONES = 100.0  # weight of the last coordinate, which stays 1
 RIGID = 0.02  # rigidity above which a point counts as a vertex
 WALK = 12  # faces that a walk crosses at most
+BATCH = 64  # points whose tight pixels are looked at together
+INVERSE_ITERATIONS = 3  # towards the direction in which a point moves most freely

@@ -3,12 +3,14 @@
 from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from retrace.methods._admm import Map
 from retrace.methods.training_data._constants import (
+    BATCH,
     DEAD,
     FLOOR,
+    INVERSE_ITERATIONS,
     KINK,
     LIVE_SHARE,
     NOISE,
@@ -50,33 +52,29 @@ def gain_drift(wanted: Tensor, reached: Tensor, on: Tensor) -> Tensor:
 
 
 class RowSpace:
-    """The row space of [W_1, b_1], and what the pattern of active units says about a candidate.
+    """The row space of [W_1, b_1]: the span of the images, each with a 1.
 
-    Coordinates z (r,) of a centred image with its 1, [x, 1] = z V, V from the singular value
-    decomposition U S V of [W_1, b_1], singular values down to `NOISE`. All in float64. Made of the
-    weights and the bias that `kkt.homogeneous_layers` gives of three layers, and the mean (d,).
+    Coordinates z (r,) of a centred image with its 1, [x - mean, 1] = z V, V from the singular value
+    decomposition U S V of the rows. All in float64.
+
+    Parameters
+    ----------
+    rows : (n_1, d + 1)
+        The last column belongs to the 1; 0 throughout, where the layer has no bias.
+    mean : (d,)
+    rank : int, optional
+        How many singular values count; those down to `NOISE` where it is not given.
     """
 
-    def __init__(self, weights: list[Tensor], bias: Tensor, mean: Tensor) -> None:
-        self.mean = mean
-        self.first, self.second, last = (weight.double() for weight in weights)
-        self.bias = bias.double()
-        self.rows = torch.cat([self.first, self.bias[:, None]], dim=1)
-        lengths = self.rows.norm(dim=1)
-        self.live = torch.nonzero(lengths > DEAD * lengths.max()).flatten()
-        self.lengths = lengths[self.live]
-        columns, values, basis = torch.linalg.svd(self.rows, full_matrices=False)
-        rank = int((values > NOISE * values[0]).sum())
+    def __init__(self, rows: Tensor, mean: Tensor, rank: int | None = None) -> None:
+        self.mean, self.rows = mean.float(), rows
+        columns, values, basis = torch.linalg.svd(rows, full_matrices=False)
+        rank = int((values > NOISE * values[0]).sum()) if rank is None else rank
         self.columns, self.values, self.basis = columns[:, :rank], values[:rank], basis[:rank]
         self.spread = self.values / values[0]
-        # Units of the second layer push the output up or down; an image may pass both groups.
-        self.up, self.down = last[0] > 0, last[0] < 0
-        gains = torch.stack(
-            [last[0].clamp(min=0) @ self.second, last[0].clamp(max=0) @ self.second], dim=1
-        )
-        # Every unit's equation in its own scale, so that none dominates the fit.
-        self.gains = gains[self.live] / self.lengths[:, None]
-        self.scaled = self.columns[self.live] * self.spread / self.lengths[:, None]
+        lengths = rows.norm(dim=1)
+        self.live = torch.nonzero(lengths > DEAD * lengths.max()).flatten()
+        self.lengths = lengths[self.live]
 
     def extended(self, images: Tensor) -> Tensor:
         """[x - mean, 1] in float64: (m, d) to (m, d + 1)."""
@@ -95,15 +93,110 @@ class RowSpace:
         pixels, ones = self.basis[:, :-1], self.basis[:, -1]
         normal = pixels @ pixels.T + (strength / self.spread**2).diag() + weight * duals.T @ duals
         inverse = torch.linalg.inv(normal)
-        towards = inverse @ ones
-        reach = ones @ towards
-        inverse = inverse - torch.outer(towards, towards) / reach
+        origin = torch.zeros_like(ones)
+        if bool(ones.any()):  # else the layer has no bias, and z no condition
+            towards = inverse @ ones
+            reach = ones @ towards
+            inverse = inverse - torch.outer(towards, towards) / reach
+            origin = towards / reach
         left, mean = pixels.T @ inverse, self.mean.double()
-        offset = mean + (towards / reach - mean @ left) @ pixels
+        offset = mean + (origin - mean @ left) @ pixels
         few = 2 * len(self.values) < len(mean)
         factors = (left, pixels) if few else (left @ pixels,)
         single = tuple(factor.float() for factor in factors)
         return partial(affine, factors=single, offset=offset.float())
+
+    def _tight(self, images: Tensor) -> Tensor:
+        """Normal matrices (m, r, r) of the rows that hold a point: those of its tight pixels, at 0
+        or 1, of the last coordinate, and a little of each direction."""
+        pixels, ones = self.basis[:, :-1], self.basis[:, -1]
+        # Of all pixels, less the free ones, which are fewer than the tight ones.
+        whole = (FLOOR / self.spread**2).diag() + ONES * torch.outer(ones, ones) + pixels @ pixels.T
+        normal = whole.repeat(len(images), 1, 1)
+        for matrix, free in zip(normal, (images >= TIGHT) & (images <= 1 - TIGHT), strict=True):
+            loose = pixels[:, free]
+            matrix.addmm_(loose, loose.T, alpha=-1)
+        return normal
+
+    def held(self, images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Whether the pixels at the ends of their range hold an image (m, d) in its place, (m,)
+        bool; and of those that are not held, directions in which they move freely, in pixels.
+
+        A point of the row space is a vertex of the polytope that the box of pixels cuts out of it
+        when no direction leaves all its tight pixels (at 0 or 1) as they are: the smallest singular
+        value of their rows is above `RIGID`. A training image has hundreds of them; a mixture of
+        images can still move along their difference. The direction is random among the free ones.
+        """
+        found = [torch.zeros(0, dtype=torch.bool)]
+        directions = [images[:0].float()]
+        for part in images.split(BATCH):
+            normal = self._tight(part)
+            shifted = normal.clone()
+            shifted.diagonal(dim1=1, dim2=2).sub_(RIGID**2)
+            # Positive definite still, which costs less to find out than the eigenvalue.
+            rigid = torch.linalg.cholesky_ex(shifted).info == 0
+            found.append(rigid)
+            if rigid.all():
+                continue
+            factor = torch.linalg.cholesky(normal[~rigid])
+            free = torch.randn(*factor.shape[:2], 1, generator=generator, dtype=torch.float64)
+            for _ in range(INVERSE_ITERATIONS):
+                free = nn.functional.normalize(torch.cholesky_solve(free, factor), dim=1)
+            directions.append((free.squeeze(2) @ self.basis[:, :-1]).float())
+        return torch.cat(found), torch.cat(directions)
+
+    def rigid(self, images: Tensor) -> Tensor:
+        """Whether images (m, d) are vertices, (m,) bool: see `held`."""
+        return self.held(images, torch.Generator().manual_seed(0))[0]
+
+    def objectives(self, found: Tensor, count: int, generator: torch.Generator) -> Tensor:
+        """Random directions (count, d) float32 of mean absolute value 1 that say nothing of the
+        images found (k, d), to search the others along.
+
+        Differences of two units' rows, which weigh the images by how differently the two see
+        them, made orthogonal to the images found.
+        """
+        units = nn.functional.normalize((self.columns * self.values)[self.live])
+        first, second = torch.randint(len(units), (2, count), generator=generator)
+        return self._apart(units[first] - units[second], found)
+
+    def isotropic(
+        self, found: Tensor, count: int, generator: torch.Generator, *, power: float
+    ) -> Tensor:
+        """The same of normal coordinates, times a power of the singular values (0: none counts more
+        than another)."""
+        normal = torch.randn(count, len(self.values), generator=generator, dtype=torch.float64)
+        return self._apart(normal * self.spread**power, found)
+
+    def _apart(self, directions: Tensor, found: Tensor) -> Tensor:
+        """Coordinates (count, r), made orthogonal to images, as directions in pixels."""
+        if len(found):
+            known, _ = torch.linalg.qr((self.extended(found) @ self.basis.T).T)
+            directions = directions - directions @ known @ known.T
+        pixels = (directions @ self.basis[:, :-1]).float()
+        return pixels / pixels.abs().mean(dim=1, keepdim=True).clamp(min=1e-12)
+
+
+class MarginSpace(RowSpace):
+    """The same of a homogeneous network at a KKT point of the maximum margin, and what the pattern
+    of active units says about a candidate.
+
+    Made of the weights and the bias that `kkt.homogeneous_layers` gives of three layers, and the
+    mean (d,).
+    """
+
+    def __init__(self, weights: list[Tensor], bias: Tensor, mean: Tensor) -> None:
+        self.first, self.second, last = (weight.double() for weight in weights)
+        self.bias = bias.double()
+        super().__init__(torch.cat([self.first, self.bias[:, None]], dim=1), mean)
+        # Units of the second layer push the output up or down; an image may pass both groups.
+        self.up, self.down = last[0] > 0, last[0] < 0
+        gains = torch.stack(
+            [last[0].clamp(min=0) @ self.second, last[0].clamp(max=0) @ self.second], dim=1
+        )
+        # Every unit's equation in its own scale, so that none dominates the fit.
+        self.gains = gains[self.live] / self.lengths[:, None]
+        self.scaled = self.columns[self.live] * self.spread / self.lengths[:, None]
 
     def patterns(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What candidates (m, d) switch on: [x - mean, 1] (m, d + 1); cosines (m, units) between
@@ -192,56 +285,3 @@ class RowSpace:
         # In units of the rows the fit's columns carry S_k / S_1, and reading 1 costs S_1.
         taken = (self.columns * self.values) @ fitted.T @ extended
         return fitted, self.rows - taken
-
-    def _tight(self, images: Tensor) -> Tensor:
-        """Normal matrices (m, r, r) of the rows that hold a point: those of its tight pixels, at 0
-        or 1, of the last coordinate, and a little of each direction."""
-        pixels, ones = self.basis[:, :-1], self.basis[:, -1]
-        # Of all pixels, less the free ones, which are fewer than the tight ones.
-        whole = (FLOOR / self.spread**2).diag() + ONES * torch.outer(ones, ones) + pixels @ pixels.T
-        normal = whole.repeat(len(images), 1, 1)
-        for matrix, free in zip(normal, (images >= TIGHT) & (images <= 1 - TIGHT), strict=True):
-            loose = pixels[:, free]
-            matrix.addmm_(loose, loose.T, alpha=-1)
-        return normal
-
-    def rigid(self, images: Tensor, chunk: int = 64) -> Tensor:
-        """Whether the pixels at the ends of their range hold an image (m, d) in its place: (m,)
-        bool.
-
-        A point of the row space is a vertex of the polytope that the box of pixels cuts out of it
-        when no direction leaves all its tight pixels (at 0 or 1) as they are: the smallest singular
-        value of their rows is above `RIGID`. A training image has hundreds of them; a mixture of
-        images can still move along their difference.
-        """
-        found = [torch.zeros(0, dtype=torch.bool)]
-        for part in images.split(chunk):
-            normal = self._tight(part)
-            normal.diagonal(dim1=1, dim2=2).sub_(RIGID**2)
-            # Positive definite still, which costs less to find out than the eigenvalue.
-            found.append(torch.linalg.cholesky_ex(normal).info == 0)
-        return torch.cat(found)
-
-    def loosest(self, images: Tensor, chunk: int = 64) -> Tensor:
-        """Directions (m, d), steps in pixels, in which images move most freely: see `rigid`."""
-        directions = [images[:0].float()]
-        for part in images.split(chunk):
-            _, vectors = torch.linalg.eigh(self._tight(part))
-            directions.append((vectors[:, :, 0] @ self.basis[:, :-1]).float())
-        return torch.cat(directions)
-
-    def objectives(self, found: Tensor, count: int, generator: torch.Generator) -> Tensor:
-        """Random directions (count, d) float32 of mean absolute value 1 that say nothing of the
-        images found (k, d), to search the others along.
-
-        Differences of two units' rows, which weigh the images by how differently the two see
-        them, made orthogonal to the images found.
-        """
-        units = torch.nn.functional.normalize((self.columns * self.values)[self.live])
-        first, second = torch.randint(len(units), (2, count), generator=generator)
-        directions = units[first] - units[second]
-        if len(found):
-            known, _ = torch.linalg.qr((self.extended(found) @ self.basis.T).T)
-            directions -= directions @ known @ known.T
-        pixels = (directions @ self.basis[:, :-1]).float()
-        return pixels / pixels.abs().mean(dim=1, keepdim=True).clamp(min=1e-12)

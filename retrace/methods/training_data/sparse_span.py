@@ -19,33 +19,30 @@ Facts that the attack rests on, for a homogeneous network with two hidden layers
 
 import warnings
 from collections.abc import Sequence
-from functools import partial
-from typing import Annotated, Any, NamedTuple, Protocol
+from typing import Annotated, Any, Protocol
 
 import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from retrace.methods._admm import Map, admm
 from retrace.methods.training_data._constants import (
-    ANCHOR,
-    ANCHORED,
-    CHUNK,
-    CLIMB,
-    CLIMB_ITERATIONS,
     FEW_DIMENSIONS,
     POLISH,
     SAME_IMAGE,
-    SAME_POINT,
     SAME_START,
     SEARCHES,
     SETTLE,
-    SETTLED,
-    TIGHT,
-    WALK,
 )
-from retrace.methods.training_data._row_space import RowSpace
+from retrace.methods.training_data._polytope import (
+    Search,
+    far_along,
+    near,
+    once,
+    settle,
+    walk,
+)
+from retrace.methods.training_data._row_space import MarginSpace
 from retrace.methods.training_data.row_differences import (
     differences,
     distinct,
@@ -143,7 +140,7 @@ def reconstruct(
     weights, bias = two_hidden_layers(network)
     mean: Tensor = network.get_buffer("mean")
     shape: tuple[int, ...] = network.shape  # type: ignore[assignment]
-    space = RowSpace(weights, bias, mean)
+    space = MarginSpace(weights, bias, mean)
     groups = unit_groups(weights)
     if len(space.values) >= len(mean):
         warnings.warn(FULL_RANK.format(pixels=len(mean)), stacklevel=2)
@@ -208,17 +205,7 @@ def public_images(observed: Tensor, mean: Tensor) -> Tensor:
     return images
 
 
-class Search(NamedTuple):
-    """How `settle` looks for an image: see `reconstruct`."""
-
-    shape: tuple[int, ...]
-    passes: int
-    iterations: int
-    penalty: float
-    faint: float
-
-
-def certificate(space: RowSpace, images: Tensor, *, few: bool) -> Tensor:
+def certificate(space: MarginSpace, images: Tensor, *, few: bool) -> Tensor:
     """Residuals of the candidates' patterns; 1 more for one that is no vertex, if the rank is
     small: few images leave few patterns, which mixtures share."""
     residual = space.certify(images)
@@ -228,7 +215,7 @@ def certificate(space: RowSpace, images: Tensor, *, few: bool) -> Tensor:
 
 
 def from_starts(
-    space: RowSpace,
+    space: MarginSpace,
     starts: Tensor,
     search: Search,
     *,
@@ -256,7 +243,7 @@ def from_starts(
 
 
 def to_vertices(
-    space: RowSpace,
+    space: MarginSpace,
     found: Tensor,
     search: Search,
     *,
@@ -264,133 +251,13 @@ def to_vertices(
     public: Tensor,
     generator: torch.Generator,
 ) -> Tensor:
-    """Vertices of the polytope far along random objectives, or near public images: (m, d).
-
-    A linear programme first, whose solution is a vertex of some kind; then, with the objective
-    fading, pixels that look empty are drawn to 0; then walks to the ends of the faces reached.
-    """
+    """Vertices of the polytope far along random objectives, or near public images: (m, d)."""
     objectives = space.objectives(found, count, generator)
     unknown = objectives.new_zeros(0, len(space.values)).double()
-
-    def project(strengths: Sequence[float]) -> list[Map]:
-        return [space.projection(strength, unknown, 0.0) for strength in strengths]
-
-    strength, weight = CLIMB
-    climbed = settle(
-        project([strength]),
-        space.mean.repeat(count, 1),
-        search._replace(passes=1, iterations=CLIMB_ITERATIONS, penalty=0.0),
-        objectives=objectives,
-        weights=[weight],
-    )
-    strengths, weights = zip(*SETTLE, strict=True)
-    maps = project(strengths)
-    reached = settle(maps, climbed, search, objectives=objectives, weights=weights)
+    reached = far_along(space, objectives, search, duals=unknown, weight=0.0)
     if len(public):
-        reached = torch.cat([reached, settle(maps, near(maps[0], public), search)])
-    reached.clamp_(0, 1)
-    reached = reached[distinct(reached - space.mean, at=SAME_POINT)]
+        maps = [space.projection(strength, unknown, 0.0) for strength, _ in SETTLE]
+        drawn = settle(maps, near(maps[0], public), search).clamp_(0, 1)
+        reached = once(space, torch.cat([reached, drawn]))
     ends = walk(space, reached, generator)
-    return torch.cat([reached, ends[distinct(ends - space.mean, at=SAME_POINT)]])
-
-
-def walk(space: RowSpace, images: Tensor, generator: torch.Generator) -> Tensor:
-    """Go from points of a polytope (m, d) to its vertices, along its faces, both ways at first, in
-    a random sense later: (2 m, d) float32 in no particular order.
-
-    Each step goes in the direction that leaves all tight pixels as they are (see
-    `RowSpace.rigid`), until another pixel reaches the end of its range.
-    """
-    at = torch.cat([images, images])
-    sense = torch.ones(len(at), 1)
-    sense[len(images) :] = -1
-    ended = []
-    for step in range(WALK):
-        rigid = space.rigid(at)
-        ended.append(at[rigid])
-        at, sense = at[~rigid], sense[~rigid]
-        if step:
-            sense = torch.randint(0, 2, (len(at), 1), generator=generator) * 2.0 - 1
-        directions = space.loosest(at) * sense
-        room = torch.where(directions > 0, 1 - at, at) / directions.abs().clamp(min=1e-12)
-        room[(at < TIGHT) | (at > 1 - TIGHT)] = torch.inf
-        nearest = room.min(dim=1, keepdim=True).values
-        # Without a free pixel there is nowhere to go.
-        at = (at + directions * nearest.nan_to_num(posinf=0.0)).clamp_(0, 1)
-    return torch.cat([*ended, at])
-
-
-def in_box(wished: Tensor) -> Tensor:
-    """Proximal map of the box of pixels."""
-    return wished.clamp(0, 1)
-
-
-def in_box_at_a_price(wished: Tensor, *, price: Tensor) -> Tensor:
-    """The same, of the box and the linear function price · b."""
-    return (wished - price).clamp_(0, 1)
-
-
-def anchored(wished: Tensor, *, project: Map, starts: Tensor) -> Tensor:
-    """The same, of the row space and `ANCHOR` / 2 |x − start|²."""
-    return project((wished + ANCHOR * starts) / (1 + ANCHOR))
-
-
-def near(project: Map, starts: Tensor) -> Tensor:
-    """Points of the row space, (m, d), in the box but for the last steps, held to their starts."""
-    return torch.cat(
-        [
-            admm(
-                partial(anchored, project=project, starts=some),
-                in_box,
-                in_box(some),
-                iterations=ANCHORED,
-                relaxation=1.0,
-            )[0]
-            for some in starts.split(CHUNK)
-        ]
-    )
-
-
-def settle(
-    maps: Sequence[Map],
-    starts: Tensor,
-    search: Search,
-    *,
-    objectives: Tensor | None = None,
-    weights: Sequence[float] = (),
-) -> Tensor:
-    """Alternate between the row space and the box of pixels, all candidates at once, from starts
-    (m, d): (m, d) float32 in the row space, not clamped.
-
-    The maps, see `RowSpace.projection`, are used one after the other. Pixels that look empty pay a
-    constant price for not being 0; the others are free within [0, 1]. Which look empty is decided
-    anew in each pass, by the local average: a plain l1 norm would prefer images with little ink. A
-    candidate that a pass leaves where it was, within `SETTLED`, waits for the next projection. Each
-    candidate is drawn along its objective (m, d), if there are any, with a weight for each map.
-    """
-    at = starts.clone()
-    for rows in torch.arange(len(at)).split(CHUNK):
-        for position, project in enumerate(maps):
-            moving = rows
-            for _ in range(search.passes):
-                before = at[moving]
-                box = in_box(before)
-                empty = local_average(box, search.shape) < search.faint
-                price = search.penalty * empty.float()
-                if objectives is not None:
-                    price -= weights[position] * objectives[moving]
-                prox = partial(in_box_at_a_price, price=price)
-                after, _ = admm(project, prox, box, iterations=search.iterations)
-                at[moving] = after
-                moving = moving[(after - before).abs().amax(dim=1) > SETTLED]
-                if len(moving) == 0:
-                    break
-    return at
-
-
-def local_average(images: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Average over 3 x 3 pixels with binomial weights: (m, d) to (m, d)."""
-    line = torch.tensor([0.25, 0.5, 0.25])
-    kernel = torch.outer(line, line).expand(1, 1, 3, 3)
-    planes = images.reshape(-1, 1, *shape[-2:])
-    return nn.functional.conv2d(planes, kernel, padding=1).reshape(images.shape)
+    return torch.cat([reached, once(space, ends)])

@@ -1,7 +1,8 @@
 """How many training images the candidates of an attack give away."""
 
+import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -11,65 +12,69 @@ from retrace.measures import identification, quality
 from retrace.measures.identification import Truth
 from retrace.networks.margin import training_set
 from retrace.pipeline.command import Refusal
+from retrace.pipeline.params import find
 from retrace.problems import BaseScorer, Ground, Run, Scores
 from retrace.types import BadInput, Means, Split
 
 JUDGES = ()
 BASELINE = None
-CHOICE = ("examples", "labels", "per_class", "offset", "seed")  # of a training set
 OTHER_DRAW = 1000  # how far the offset of held-out coloured images lies behind that of the others
 RANKS = (50, 100, 150)  # how many candidates, by the attack's own ranking, precision looks at
 
 
 def truth_of(ground: Ground, network: str, *, null: bool = True) -> Truth:
     """Training and held-out images of a network."""
-    return truth_in(
-        ground.split("train"),
-        ground.load(network)[1]["training"],
-        where=f"networks.{network}.training",
-        null=null,
-    )
+    record, where = ground.load(network)[1], f"networks.{network}"
+    architecture = find("networks", record["architecture"], where=f"{where}.architecture")
+    choose = getattr(architecture, "training_set", None)
+    if choose is None:
+        raise BadInput(f"{where}: no training images can be attacked there")
+    split = ground.split("train")
+    return truth_in(split, record["training"], where=f"{where}.training", null=null, choose=choose)
 
 
-def truth_in(split: Split, training: Mapping[str, Any], *, where: str, null: bool = True) -> Truth:
+def truth_in(
+    split: Split,
+    training: Mapping[str, Any],
+    *,
+    where: str,
+    null: bool = True,
+    choose: Callable[..., tuple[Tensor, Tensor, Tensor]] = training_set,
+) -> Truth:
     """Take the training images of a network from the training split, all others for the null.
 
-    The keys in `CHOICE` are read from its ``training`` section, whose path is `where`; without the
-    null no image is held out, which takes no time. Of "parity", the null is the whole split but the
-    training images and their near-duplicates. Coloured images are drawn, not taken from the split:
-    another draw of n is held out, which may be the same images.
+    Its architecture's `training_set` chooses them, by keys of its ``training`` section, whose path
+    is `where`; without the null no image is held out, which takes no time. The null is the whole
+    split but the training images and their near-duplicates. Coloured images are drawn, not taken
+    from the split: another draw of n is held out, which may be the same images.
 
     Raises
     ------
     BadInput
-        When a key is missing, or no image of a class is left for the null.
+        When a key is missing, or no image is left for the null.
     """
-    missing = [key for key in CHOICE if key not in training]
+    keys = [key for key in inspect.signature(choose).parameters if key != "split"]
+    missing = [key for key in keys if key not in training]
     if missing:
         raise BadInput(f"{where}.{missing[0]} is missing: no training images can be attacked there")
-    chosen = {key: training[key] for key in CHOICE}
-    images, _, mean = training_set(split, **chosen)
+    chosen = {key: training[key] for key in keys}
+    images, _, mean = choose(split, **chosen)
+    coloured = chosen.get("examples") == "colours"
     if not null:
-        return Truth(images, images[:0], mean, chosen["examples"] == "colours")
-    if chosen["examples"] == "colours":
+        return Truth(images, images[:0], mean, coloured)
+    if coloured:
         drawn = {**chosen, "offset": chosen["offset"] + OTHER_DRAW}
-        return Truth(images, training_set(split, **drawn)[0], mean, coloured=True)
-    everything, digits = split
-    outside = torch.ones(len(digits), dtype=torch.bool)
-    first, last = chosen["offset"], chosen["offset"] + chosen["per_class"]
-    for parity in (0, 1):
-        members = torch.nonzero(digits % 2 == parity).flatten()
-        outside[members[first:last]] = False
-        if not bool(outside[members].any()):
-            raise BadInput(
-                f"{where}.per_class = {chosen['per_class']}: the split has {len(members)} images "
-                "of one class, so that none is left to be held out; at most "
-                f"{len(members) - 1} are allowed"
-            )
-    others = everything[outside].flatten(1)
-    found = identification.near_duplicates(images, others, shape=tuple(everything.shape[1:]))
-    copies = found.of != identification.UNMATCHED
-    return Truth(images, others[~copies], mean, False, null_duplicates=int(copies.sum()))
+        return Truth(images, choose(split, **drawn)[0], mean, coloured)
+    everything = split[0].flatten(1)
+    found = identification.near_duplicates(images, everything, shape=tuple(split[0].shape[1:]))
+    others = everything[found.of == identification.UNMATCHED]
+    if not len(others):
+        raise BadInput(
+            f"{where}.per_class = {chosen['per_class']}: all {len(everything)} images of the split "
+            "are training images or nearly one, so that none is left to be held out"
+        )
+    copies = len(everything) - len(others) - len(images)
+    return Truth(images, others, mean, coloured, null_duplicates=copies)
 
 
 def score_candidates(estimate: Tensor, truth: Truth, *, means: Means) -> Scores:

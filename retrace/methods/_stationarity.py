@@ -1,0 +1,271 @@
+"""What the first layer of a trained network holds of each image: its column, and how far from it.
+
+The gradient of the first layer's weights and bias is a sum over the images of g_i [x'_i, 1], x' the
+normalised image and g_i the gradient of its loss by what the units add up, whatever the depth, the
+loss, the biases and the batches. Momentum and weight decay keep to that span. Where training with a
+decay w has come to a standstill,
+
+    n w [W₁, b₁] = −Σᵢ gᵢ [x'ᵢ, 1],    gᵢ = D₁ᵢ W₂ᵀ D₂ᵢ … W_Lᵀ δᵢ
+
+with D the slopes of the activations and δ the gradient of the loss by the outputs: softmax less
+the label, of cross-entropy. So each g_i, the column of the image, is known from the weights and the
+image alone, and lies in the column space of [W₁, b₁], but for units at whose kink the image lies,
+where any slope between the two sides is possible. Other images have columns too, but they lie
+elsewhere: the relative distance is what tells members from others.
+"""
+
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from retrace.types import BadInput
+
+KINK = 1e-2  # |cosine| between an image and a unit below which the unit counts as at its kink
+DEAD = 1e-2  # a unit whose row is below this share of the longest takes no part
+FLOOR = 4.0  # noise reaches up to so many times its median singular value: 2.8 was seen
+RIDGE = 1e-12  # see `Columns`
+BLOCK = 256  # images at once
+KINKED = ("relu", "leaky_relu")  # activations with a kink at 0
+
+Duals = Literal["outputs", "free"]
+
+
+class Chain(NamedTuple):
+    """A network as a chain of layers, in float64."""
+
+    weights: list[Tensor]  # (n_l, n_{l-1}), n_0 = d
+    biases: list[Tensor]  # (n_l,), 0 where a layer has none
+    biased: bool  # whether the first layer has a bias
+    mean: Tensor  # (d,), subtracted from the pixels
+    deviation: Tensor  # (d,), by which they are then divided
+    activation: str  # of torch.nn.functional
+
+    def rows(self) -> Tensor:
+        """The first layer, its columns in units of pixels: (n_1, d + 1), the last the bias.
+
+        They are combinations of [x − mean, 1] with x in [0, 1].
+        """
+        return torch.cat([self.weights[0] * self.deviation, self.biases[0][:, None]], dim=1)
+
+    def normalised(self, images: Tensor) -> Tensor:
+        """What the first layer sees of pixels (m, d), in float64."""
+        return (images.double() - self.mean) / self.deviation
+
+    def slopes(self, sums: Tensor) -> tuple[Tensor, Tensor]:
+        """Values and slopes of the activation."""
+        if self.activation == "relu":  # in place of a graph, which takes four times as long
+            return sums.clamp(min=0), (sums > 0).to(sums.dtype)
+        activate: Callable[[Tensor], Tensor] = getattr(nn.functional, self.activation)
+        with torch.enable_grad():
+            at = sums.detach().requires_grad_()
+            values = activate(at)
+            (slopes,) = torch.autograd.grad(values.sum(), at)
+        return values.detach(), slopes
+
+
+def chain_of(network: nn.Module) -> Chain:
+    """The layers of a network: ``layers``, a ModuleList of at least two Linear; ``mean`` and
+    perhaps ``deviation`` (d,); ``activation``, "relu" where it says none.
+
+    Raises
+    ------
+    BadInput
+        When the network is of another kind, or its weights are not finite.
+    """
+    layers = getattr(network, "layers", None)
+    if not isinstance(layers, nn.ModuleList) or len(layers) == 0:
+        raise _not_covered("it has no `layers`")
+    linear = [layer for layer in layers if isinstance(layer, nn.Linear)]
+    if len(linear) < len(layers):
+        other = next(type(layer).__name__ for layer in layers if not isinstance(layer, nn.Linear))
+        raise _not_covered(f"one of its layers is {other}")
+    if len(linear) == 1:
+        raise _not_covered("it has no hidden layer")
+    mean = getattr(network, "mean", None)
+    if not isinstance(mean, Tensor) or mean.shape != (linear[0].in_features,):
+        raise _not_covered("its `mean` is not that of its input")
+    deviation = getattr(network, "deviation", torch.ones_like(mean))
+    tensors = [mean, deviation, *(p for layer in linear for p in layer.parameters())]
+    if not all(bool(tensor.isfinite().all()) for tensor in tensors):
+        raise BadInput("some weights of the network are not finite; train it anew")
+    return Chain(
+        [layer.weight.detach().double() for layer in linear],
+        [
+            torch.zeros(layer.out_features, dtype=torch.float64, device=mean.device)
+            if layer.bias is None
+            else layer.bias.detach().double()
+            for layer in linear
+        ],
+        linear[0].bias is not None,
+        mean.double(),
+        deviation.double(),
+        getattr(network, "activation", "relu"),
+    )
+
+
+def _not_covered(reason: str) -> BadInput:
+    return BadInput(f"the attack does not cover this network: {reason}")
+
+
+def changed_rows(network: nn.Module, chain: Chain) -> tuple[Tensor, Duals]:
+    """What the images have put into the first layer, (n_1, d + 1) in units of pixels, and how their
+    columns are to be found: the layer itself, or what fine-tuning has added to its start."""
+    rows = chain.rows()
+    start = dict(network.named_buffers())
+    if "start_weight" not in start:
+        return rows, "outputs"
+    weights, biases = ([start[f"start_{key}"].double()] for key in ("weight", "bias"))
+    rows = rows - chain._replace(weights=weights, biases=biases).rows()
+    if not bool(rows.any()):
+        raise BadInput("start: equals the network's first layer: nothing was learnt from it")
+    return rows, "free"
+
+
+class Columns:
+    """Columns of images, and their relative distance from the column space of some rows.
+
+    With A = U S the basis of that space, each unit's equation divided by the length of its row, and
+    M = 1 − A (AᵀA + ridge)⁻¹ Aᵀ, the distance of a column g is the smallest (g − t)ᵀ M (g − t) over
+    t on the units at their kink: gᵀMg − (Mg)ₖᵀ (Mₖₖ)⁻¹ (Mg)ₖ, which costs a small system for each
+    image.
+
+    Parameters
+    ----------
+    chain : Chain
+    rows : (n_1, d + 1)
+        [W_1, b_1] or, of a fine-tuned network, what has been added to it.
+    ridge : float
+        In units of the largest squared singular value. Directions that the weights determine
+        weakly count less: where training left noise in them, this keeps them from holding anything.
+    """
+
+    def __init__(self, chain: Chain, rows: Tensor, *, ridge: float = RIDGE) -> None:
+        self.chain = chain
+        lengths = rows.norm(dim=1)
+        self.live = torch.nonzero(lengths > DEAD * lengths.max()).flatten()
+        self.lengths = lengths[self.live]
+        columns, values, _ = torch.linalg.svd(rows, full_matrices=False)
+        rank = rank_above_noise(values)
+        self.columns, self.values = columns[:, :rank], values[:rank]
+        scaled = self.columns[self.live] * (self.values / values[0]) / self.lengths[:, None]
+        # The units' own scale is 1 / length: the ridge is in the scale of the equations.
+        normal = scaled.T @ scaled
+        normal.diagonal().add_(ridge * normal.diagonal().max())
+        factor = torch.linalg.cholesky(normal)
+        self.half = torch.linalg.solve_triangular(factor, scaled.T, upper=False)  # M = 1 − HᵀH
+
+    def patterns(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Of images (m, d): gains (m, live units, outputs), what each output's δ adds to each
+        unit's column, in the units' scale; the units at their kink (m, live units); and the
+        logits (m, outputs)."""
+        chain = self.chain
+        values = chain.normalised(images)
+        lengths = torch.cat([values, values.new_ones(len(values), 1)], dim=1).norm(dim=1)
+        slopes: list[Tensor] = []
+        kinked = torch.zeros(len(images), len(self.live), dtype=torch.bool, device=values.device)
+        for weight, bias in zip(chain.weights[:-1], chain.biases[:-1], strict=True):
+            sums = torch.addmm(bias, values, weight.T)
+            if not slopes and chain.activation in KINKED:
+                own = torch.cat([weight, bias[:, None]], dim=1).norm(dim=1)[self.live]
+                kinked = sums[:, self.live].abs() <= KINK * own * lengths[:, None]
+            values, slope = chain.slopes(sums)
+            slopes.append(slope)
+        logits = torch.addmm(chain.biases[-1], values, chain.weights[-1].T)
+        gains = chain.weights[-1].expand(len(images), -1, -1)
+        for weight, slope in zip(chain.weights[-2:0:-1], slopes[:0:-1], strict=True):
+            gains = (gains * slope[:, None, :]) @ weight
+        gains = gains[:, :, self.live].mT * (slopes[0][:, self.live] / self.lengths)[:, :, None]
+        return gains, kinked, logits
+
+    def fit(self, images: Tensor, *, duals: Duals = "outputs") -> tuple[Tensor, Tensor]:
+        """How far the columns of images (m, d) lie from the column space, and the nearest in it.
+
+        With the duals of the outputs, δ is the softmax less the likeliest class: what training by
+        cross-entropy leaves of an image that it has fitted. Free, it is the one among those that
+        sum to 0 whose column is nearest: where the weights add up many steps.
+
+        Returns
+        -------
+        residuals : (m,) float64
+            Relative distances in [0, 1]: near 0 for a training image.
+        columns : (m, r) float64
+            In the coordinates of the column space; the units at their kink take what fits.
+        """
+        residuals = [torch.zeros(0, dtype=torch.float64, device=images.device)]
+        fitted = [self.values.new_zeros(0, len(self.values))]
+        for part in images.split(BLOCK):
+            gains, kinked, logits = self.patterns(part)
+            if duals == "outputs":
+                basis = duals_of(logits)[:, :, None]
+            else:
+                basis = balanced(logits.shape[1]).to(logits)
+            columns = (gains @ basis) * ~kinked[:, :, None]  # (m, units, k)
+            inside = self.half @ columns
+            outside = columns - self.half.T @ inside
+            energy = columns.mT @ columns
+            left = energy - inside.mT @ inside
+            for column, beyond, rest, kinks in zip(columns, outside, left, kinked, strict=True):
+                half = self.half[:, kinks]
+                own = torch.eye(half.shape[1]).to(half) - half.T @ half
+                column[kinks] = -torch.linalg.solve(own, beyond[kinks])
+                rest.addmm_(beyond[kinks].T, column[kinks])
+            share, factors = smallest_share(left, energy)
+            residuals.append(share.clamp(0, 1).sqrt())
+            wanted = (columns @ factors[:, :, None]).squeeze(2) * self.lengths
+            fitted.append(wanted @ self.columns[self.live])
+        return torch.cat(residuals), torch.cat(fitted)
+
+
+def rank_above_noise(values: Tensor) -> int:
+    """How many singular values (k,), largest first, stand above the noise: the fixed point of
+    calling noise what is below `FLOOR` times the median of what is called noise.
+
+    Rounding to float32, and what is left of the initial weights, has singular values within a
+    small factor of their median (Marchenko & Pastur 1967), whatever its scale. Without noise,
+    as with more images than values, nearly all count.
+    """
+    rank = 0
+    while rank < len(values):
+        above = int((values > FLOOR * values[rank:].median()).sum())
+        if above <= rank:
+            break
+        rank = above
+    return rank
+
+
+def duals_of(logits: Tensor) -> Tensor:
+    """The gradient δ of the cross-entropy by the logits (m, C), divided by its largest entry, the
+    likeliest class being the label; of one logit, which only has a sign, 1."""
+    if logits.shape[1] == 1:
+        return torch.ones_like(logits)
+    label = logits.argmax(dim=1, keepdim=True)
+    # Not 1 − p of the label, which rounding takes away where the network is sure; and by the
+    # largest of the others, since p itself underflows.
+    others = logits.scatter(1, label, -torch.inf).softmax(dim=1)
+    return others.scatter(1, label, -1.0)
+
+
+def balanced(count: int) -> Tensor:
+    """An orthonormal basis (count, count − 1) of the vectors that sum to 0; of one, itself."""
+    if count == 1:
+        return torch.ones(1, 1)
+    return torch.linalg.svd(torch.eye(count, dtype=torch.float64) - 1 / count).U[:, :-1]
+
+
+def smallest_share(left: Tensor, energy: Tensor) -> tuple[Tensor, Tensor]:
+    """Smallest vᵀLv / vᵀEv over v, (m,), and that v, (m, k), of symmetric matrices (m, k, k): the
+    smallest generalised eigenvalue; 1 where E is 0, as of an image that switches nothing on."""
+    scale = energy.diagonal(dim1=1, dim2=2).amax(dim=1)
+    empty = scale <= torch.finfo(energy.dtype).tiny
+    scale = torch.where(empty, 1.0, scale)[:, None, None]
+    unit = torch.eye(energy.shape[1]).to(energy)
+    root = torch.linalg.cholesky(
+        torch.where(empty[:, None, None], unit, energy / scale) + 1e-12 * unit
+    )
+    half = torch.linalg.solve_triangular(root, left / scale, upper=False)
+    whole = torch.linalg.solve_triangular(root, half.mT, upper=False)
+    shares, vectors = torch.linalg.eigh((whole + whole.mT) / 2)
+    best = torch.linalg.solve_triangular(root.mT, vectors[:, :, :1], upper=True).squeeze(2)
+    return torch.where(empty, 1.0, shares[:, 0]), best

@@ -1,0 +1,1 @@
+"""Membership from the weights alone: was an image one of those that a network was trained on?"""

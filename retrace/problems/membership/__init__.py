@@ -1,0 +1,1 @@
+"""Which of some images was a network trained on?"""
