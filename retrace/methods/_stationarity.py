@@ -27,6 +27,7 @@ DEAD = 1e-2  # a unit whose row is below this share of the longest takes no part
 FLOOR = 4.0  # noise reaches up to so many times its median singular value: 2.8 was seen
 RIDGE = 1e-12  # see `Columns`
 BLOCK = 256  # images at once
+SAME_START = 1e-5  # from 1, within which a share of the start is 1, but for rounding
 KINKED = ("relu", "leaky_relu")  # activations with a kink at 0
 
 Duals = Literal["outputs", "free"]
@@ -111,16 +112,37 @@ def _not_covered(reason: str) -> BadInput:
 
 def changed_rows(network: nn.Module, chain: Chain) -> tuple[Tensor, Duals]:
     """What the images have put into the first layer, (n_1, d + 1) in units of pixels, and how their
-    columns are to be found: the layer itself, or what fine-tuning has added to its start."""
+    columns are to be found: the layer itself, or what training has added to ``start_weight`` and
+    ``start_bias``, its first layer before, where the network has them.
+
+    Raises
+    ------
+    BadInput
+        When that is the first layer itself.
+    """
     rows = chain.rows()
     start = dict(network.named_buffers())
     if "start_weight" not in start:
         return rows, "outputs"
     weights, biases = ([start[f"start_{key}"].double()] for key in ("weight", "bias"))
-    rows = rows - chain._replace(weights=weights, biases=biases).rows()
+    before = chain._replace(weights=weights, biases=biases).rows()
+    rows = rows - kept_share(rows, before) * before
     if not bool(rows.any()):
         raise BadInput("start: equals the network's first layer: nothing was learnt from it")
     return rows, "free"
+
+
+def kept_share(rows: Tensor, before: Tensor) -> float:
+    """How much of its start weight decay has left in a layer, in [0, 1], of both (n_1, d + 1).
+
+    rows = a before + a matrix of low rank, so that a is an eigenvalue of rows before^+ as many
+    times as there are dimensions without an image: the median, where these are most.
+    """
+    if before.shape[0] > before.shape[1]:
+        rows, before = rows.T, before.T
+    ratio = torch.linalg.lstsq(before.T, rows.T).solution
+    share = float(torch.linalg.eigvals(ratio).real.median())
+    return 1.0 if abs(share - 1) < SAME_START else min(max(share, 0.0), 1.0)
 
 
 class Columns:
@@ -148,6 +170,7 @@ class Columns:
         self.lengths = lengths[self.live]
         columns, values, _ = torch.linalg.svd(rows, full_matrices=False)
         rank = rank_above_noise(values)
+        self.spectrum = values / values[0]
         self.columns, self.values = columns[:, :rank], values[:rank]
         scaled = self.columns[self.live] * (self.values / values[0]) / self.lengths[:, None]
         # The units' own scale is 1 / length: the ridge is in the scale of the equations.
@@ -223,8 +246,8 @@ def rank_above_noise(values: Tensor) -> int:
     calling noise what is below `FLOOR` times the median of what is called noise.
 
     Rounding to float32, and what is left of the initial weights, has singular values within a
-    small factor of their median (Marchenko & Pastur 1967), whatever its scale. Without noise,
-    as with more images than values, nearly all count.
+    small factor of their median (Marchenko & Pastur 1967), whatever its scale. Where all are
+    within it, as of a layer as it was drawn, nothing can be told apart, and all count.
     """
     rank = 0
     while rank < len(values):
@@ -232,7 +255,7 @@ def rank_above_noise(values: Tensor) -> int:
         if above <= rank:
             break
         rank = above
-    return rank
+    return rank or len(values)
 
 
 def duals_of(logits: Tensor) -> Tensor:

@@ -1,15 +1,15 @@
-"""How many of some images can be identified from a classifier's weights: `sparse_span`, counted.
+"""What an ordinary checkpoint gives away: images read from its weights, and members told.
 
-The attack reads the weights alone. The images are compared with its candidates afterwards, and so
-are images that the classifier never saw, as many as there are: the null. What of the null nearly
-equals one of the images is taken out and named.
+The attacks read the weights alone. Images, where some are given, are compared with the candidates
+afterwards, and so are images that the network never saw, as many as there are: the null. What of
+the null nearly equals one of the images is taken out and named.
 """
 
+import inspect
 import math
-import re
 import time
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from retrace.measures import membership
 from retrace.measures.identification import (
     ENOUGH,
     THRESHOLDS,
@@ -27,8 +28,12 @@ from retrace.measures.identification import (
     null_matching,
 )
 from retrace.measures.quality import means_with_intervals
-from retrace.methods.training_data import sparse_span
+from retrace.methods._stationarity import Columns, chain_of, changed_rows
+from retrace.methods.training_data import sparse_span, vertices
 from retrace.methods.training_data.row_differences import two_hidden_layers
+from retrace.pipeline.command import Refusal
+from retrace.pipeline.params import GIVEN, bind
+from retrace.problems.training_data.plain import Floats, Plain, fitting, network_of
 from retrace.problems.training_data.score import score_candidates
 from retrace.types import BadInput, Callback, Means, ignore
 
@@ -36,8 +41,10 @@ DARKEST = 0.01  # largest value of images that can be in [0, 1]: five steps of 2
 CONTRASTS = 3.0  # ratio of the contrasts of images and held-out ones of the same kind, at most
 INVERTED = -0.5  # correlation of the mean image of both, at least
 NAMED = 5  # positions in a printed line; `Audit.scores` has all
-FLOATS = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
-UNREAD = "only Linear layers, each a `.weight` and perhaps a `.bias`, and a `mean` are read"
+CERTIFIED = 10  # candidates from which on their residuals say what members have
+ROUNDING = 1e-3  # noise in the first layer, over the largest singular value, above which it is none
+BEYOND = 2.0  # times the largest of these, a residual is no member's
+VERDICTS = ("member", "not a member", "cannot be told")
 REMOVED = {  # what was taken out: names of its position and of the other's, and in words
     "image_repeats": ("image", "repeats", "left out of the images, repeating another"),
     "null_removed": ("held_out", "image", "taken out of the held-out images, nearly an image"),
@@ -46,60 +53,84 @@ REMOVED = {  # what was taken out: names of its position and of the other's, and
 
 
 class Audit(NamedTuple):
-    """What a classifier gives away; printed, a table and what there is to say of it.
+    """What a network gives away; printed, tables and what there is to say of it.
 
     Attributes
     ----------
     scores : dict
-        Of `score_candidates`, with ``n``, the images, and ``seconds``; ``claim``, what the null can
-        say; ``null_highest``, the position of the held-out image that is matched best;
-        ``null_suspects``, positions of those that are matched as hardly any image never seen is;
-        and what was taken out: ``image_repeats``, ``null_removed`` and ``null_repeats``, positions
-        and the correlation of the two. Positions are those in what was given, from 0 on.
+        ``attack``, its name, and its ``settings``; ``rows``, what the first layer shows (see
+        `seen`); ``candidates``, how many; ``certified``, how many the weights certify, where they
+        do; ``seconds``. Where images were given, also those of `score_candidates`, with ``n``, the
+        images; ``claim``, what the null can say; ``null_highest``, the position of the held-out
+        image that is matched best; ``null_suspects``, positions of those that are matched as
+        hardly any image never seen is;
+        what was taken out: ``image_repeats``, ``null_removed`` and ``null_repeats``, positions
+        and the correlation of the two; and ``membership`` (see `membership_of`). Positions are
+        those in what was given, from 0 on.
     candidates : (K, *shape) float32
         In [0, 1], the likeliest first.
-    truth : Truth
+    residual : (K,) float32
+        How far the column of each lies from what the weights hold: near 0 for a training image.
+    truth : Truth or None
         What they were compared with.
     """
 
     scores: dict[str, Any]
     candidates: Tensor
-    truth: Truth
+    residual: Tensor
+    truth: Truth | None
 
     def __str__(self) -> str:
         scores = self.scores
-        return "\n".join(
-            [
-                table(scores),
-                f"{scores['candidates']} candidates; {scores['claim']}",
-                *remarks(scores),
-            ]
-        )
+        lines = [sight(scores["rows"])]
+        certified = f", {scores['certified']} certified" if "certified" in scores else ""
+        lines.append(f"{scores['candidates']} candidates{certified}")
+        if self.truth is not None:
+            lines += [scores["claim"], table(scores), *remarks(scores)]
+            lines += membership_lines(scores)
+        return "\n".join(lines)
 
 
 def audit(
     weights: nn.Module | Mapping[str, Tensor],
-    images: NDArray[Any] | Tensor,
-    held_out: NDArray[Any] | Tensor,
+    images: NDArray[Any] | Tensor | None = None,
+    held_out: NDArray[Any] | Tensor | None = None,
     *,
+    start: nn.Module | Mapping[str, Tensor] | None = None,
+    mean: Floats = None,
+    deviation: Floats = None,
+    activation: str | None = None,
+    shape: Sequence[int] | None = None,
     distinct_null: bool = False,
     means: Means = means_with_intervals,
     callback: Callback = ignore,
     **settings: Any,
 ) -> Audit:
-    """Say how many of some images can be identified from a binary classifier's weights.
+    """Read training images from a network's weights; tell which of some images are members.
+
+    Two attacks: `sparse_span` on a binary ReLU network of two hidden layers whose only bias is the
+    first layer's, which is trained far; `vertices` on every other chain of Linear layers.
 
     Parameters
     ----------
     weights : Module or mapping of tensors
-        A ReLU network of two hidden layers and one output, with a bias in the first layer only; its
-        layers in the order of the numbers in their names. A buffer `mean` is what it subtracts from
-        its input. Weights of 16 bits and more are read.
-    images : (n, rows, columns), (n, 1, rows, columns), (n, 3, rows, columns) or (n, d)
+        A chain of Linear layers, in the order of the numbers in their names, with one activation
+        between them. Buffers `mean` and `deviation` are what it subtracts from its input, and
+        divides it by. Weights of 16 bits and more are read.
+    images : (n, rows, columns), (n, 1, rows, columns), (n, 3, rows, columns) or (n, d), optional
         Bytes, or in [0, 1]: those of which some may be training images.
     held_out : (m, ...), likewise
-        Images of the same kind that the classifier never saw, all there are: 100 and more, to claim
-        1 %.
+        Images of the same kind that the network never saw, all there are: 100 and more, to claim
+        1 %. Needed where images are given.
+    start : Module or mapping of tensors, optional
+        The network before it was trained further, of which the first layer is read: a public model
+        that was fine-tuned. How much of it a weight decay has left is found from the weights.
+    mean, deviation : float, one for each channel, or (d,), optional
+        Of the input's normalisation, where the weights do not say it.
+    activation : "relu", "leaky_relu", "gelu" or "tanh", optional
+        Where the weights do not say it: "relu".
+    shape : sequence of int, optional
+        Of an image, where no images are given and it is no square.
     distinct_null : bool
         Whether the held-out images are known not to repeat each other; otherwise they are searched.
     means : function
@@ -107,41 +138,184 @@ def audit(
     callback : function
         Called by the attack after each round.
     **settings
-        Of `sparse_span.reconstruct`, where they differ from its defaults. Public images are not
-        used.
+        Of the attack, where they differ from its defaults. Public images are not used.
 
     Raises
     ------
     BadInput
-        When the attack does not cover the network, or when images have another shape or range, or
-        the held-out ones are of another kind or all among the images. The text begins with
-        ``weights``, ``images`` or ``held_out``.
+        When the attacks do not cover the network, when images have another shape or range, or the
+        held-out ones are of another kind or all among the images, or on a wrong setting. The text
+        begins with the argument's name.
     """
-    given, null = pixels(images, name="images"), pixels(held_out, name="held_out")
-    network = network_of(weights, shape=tuple(given.shape[1:]))
-    inputs = math.prod(network.shape)
-    fitting(tuple(null.shape[1:]), inputs=inputs, wanted=network.shape, name="held_out")
+    given = null = None
+    if images is not None:
+        if held_out is None:
+            raise BadInput("held_out is missing: images that the network never saw are needed")
+        given, null = pixels(images, name="images"), pixels(held_out, name="held_out")
+        shape = tuple(given.shape[1:])
+    network = network_of(
+        weights,
+        shape=tuple(shape or ()),
+        start=start,
+        mean=mean,
+        deviation=deviation,
+        activation=activation,
+    )
+    attack = attack_on(network)
+    settings = checked(attack, settings)
+    chain = chain_of(network)
+    rows, duals = changed_rows(network, chain)
+    columns = Columns(chain, rows)
+    nothing = torch.zeros(0, *network.shape)  # no public images
+    started = time.time()
+    found = attack.reconstruct(network, nothing, callback=callback, **settings)
+    candidates = found["estimate"] if isinstance(found, dict) else found
+    residual = columns.fit(candidates.flatten(1), duals=duals)[0].float()
+    scores: dict[str, Any] = {
+        "attack": attack.__name__.rpartition(".")[2],
+        "rows": seen(columns, inputs=network.inputs),
+        "settings": settings,
+        "candidates": len(candidates),
+        "seconds": time.time() - started,
+    }
+    certified = residual[:0]
+    if attack is vertices and duals == "outputs":
+        certified = residual[residual < vertices.bar_of(residual, settings["trusted"])]
+        scores["certified"] = len(certified)
+    if given is None or null is None:
+        return Audit(scores, candidates, residual, None)
+    fitting(tuple(null.shape[1:]), inputs=network.inputs, wanted=network.shape, name="held_out")
     given, null = (part.reshape(-1, *network.shape) for part in (given, null))
     check_alike(given, null)
     truth, positions, removed = compared(
         given, null, mean=network.get_buffer("mean"), distinct_null=distinct_null
     )
-    started = time.time()
-    nothing = given[:0]  # no public images
-    candidates = sparse_span.reconstruct(network, nothing, callback=callback, **settings)
-    seconds = time.time() - started
-    scores = score_candidates(candidates, truth, means=means)
+    scores |= score_candidates(candidates, truth, means=means)
     values = null_matching(candidates, truth, mean=truth.mean).values
     highest = int(positions[values.argmax()])
     scores |= {
         "n": len(truth.images),
-        "seconds": seconds,
         "claim": claim_of(scores, highest=highest),
         "null_highest": highest,
         "null_suspects": positions[values > float(THRESHOLDS[-1])].tolist(),
         **removed,
+        "membership": membership_of(
+            columns.fit(given.flatten(1), duals=duals)[0],
+            columns.fit(truth.held_out, duals=duals)[0],
+            certified=certified,
+            means=means,
+        ),
     }
-    return Audit(scores, candidates, truth)
+    return Audit(scores, candidates, residual, truth)
+
+
+def attack_on(network: Plain) -> ModuleType:
+    """The attack that fits a network: see `audit`."""
+    plain = not bool(network.get_buffer("deviation").ne(1).any())
+    if plain and network.activation == "relu" and not hasattr(network, "start_weight"):
+        try:
+            two_hidden_layers(network)
+        except BadInput:
+            return vertices
+        return sparse_span
+    return vertices
+
+
+def checked(attack: ModuleType, settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings of an attack with its defaults, by its annotations."""
+    accepted = inspect.signature(attack.reconstruct).parameters
+    if "public_starts" in accepted:
+        settings = {**settings, "public_starts": 0}
+    try:
+        return bind(attack.reconstruct, settings, where="settings", given=GIVEN)
+    except Refusal as refusal:
+        raise BadInput(str(refusal).removeprefix("params.yaml: ")) from None
+
+
+def seen(columns: Columns, *, inputs: int) -> dict[str, Any]:
+    """What the first layer shows before any attack: ``rank``, how many singular values of its rows
+    stand above the noise; ``inputs``; ``cliff``, how many times the last of them is above the next;
+    and ``noise``, that one over the largest (both None where all count)."""
+    values, rank = columns.spectrum, len(columns.values)
+    found: dict[str, Any] = {"rank": rank, "inputs": inputs, "cliff": None, "noise": None}
+    if rank < len(values):
+        noise = float(values[rank])
+        found |= {"cliff": float(values[rank - 1]) / max(noise, 1e-300), "noise": noise}
+    return found
+
+
+def sight(rows: Mapping[str, Any]) -> str:
+    """What `seen` says, in words: whether nothing was found or nothing can be found."""
+    rank, inputs, noise = rows["rank"], rows["inputs"], rows["noise"]
+    first = f"The rows of the first layer have {rank} dimensions above their noise, of {inputs}"
+    if rank > vertices.FULL * inputs:
+        return (
+            f"{first}: they span nearly every image, so that none can be read from them. There are "
+            "more training images than the span can hold, or the network's start is still there "
+            "(give it, if it is known)."
+        )
+    if noise is None:
+        return (
+            f"{first}, all that they can have: nothing shows how many images lie in their span, "
+            "if any does. So look the rows of a layer as it was drawn."
+        )
+    if noise > ROUNDING:
+        return (
+            f"{first}, and the noise is {noise:.0e} of the largest, more than rounding leaves: the "
+            "network's start is still there (give it, if it is known), and hides the images."
+        )
+    return (
+        f"{first}, then a cliff of {rows['cliff']:,.0f} times: about so many training images lie "
+        "in their span."
+    )
+
+
+def membership_of(
+    images: Tensor, held_out: Tensor, *, certified: Tensor, means: Means
+) -> dict[str, Any]:
+    """What residuals of images (n,) and held-out ones (m,) say of each image, see `told`.
+
+    Beside these means with intervals, over all images: ``residuals`` of the images; ``held_out``,
+    their 0, 1, 50 % quantiles of the held-out ones; and ``verdicts``. An image is a member where
+    its residual is below that of every held-out image, of at least 100. It is no member where it is
+    among the upper 95 % of theirs and twice that of every certified candidate (K,), of at least
+    ten. Otherwise it cannot be told.
+    """
+    scores: dict[str, Any] = means(membership.told(-images, -held_out))
+    enough = len(held_out) >= ENOUGH
+    usual = float(held_out.quantile(0.05))
+    bar = BEYOND * float(certified.max()) if len(certified) >= CERTIFIED else math.inf
+    member = (images < held_out.min()) & enough
+    other = (images > bar) & (images > usual)
+    verdicts = [
+        VERDICTS[0 if is_member else 1 if is_other else 2]
+        for is_member, is_other in zip(member.tolist(), other.tolist(), strict=True)
+    ]
+    quantiles = held_out.quantile(held_out.new_tensor([0.0, 0.01, 0.5])).tolist()
+    return {
+        **scores,
+        "residuals": images.tolist(),
+        "held_out": dict(zip(("0", "0.01", "0.5"), quantiles, strict=True)),
+        "verdicts": verdicts,
+    }
+
+
+def membership_lines(scores: Mapping[str, Any]) -> list[str]:
+    """The membership table; of a single image its verdict."""
+    found = scores["membership"]
+    if len(found["verdicts"]) == 1:
+        verdict, residual = found["verdicts"][0], found["residuals"][0]
+        low, first, middle = found["held_out"].values()
+        return [
+            f"{verdict}: residual {residual:.4f}; of {scores['null_n']:,} held-out images the "
+            f"smallest has {low:.4f}, 1 % are below {first:.4f}, half below {middle:.4f}"
+        ]
+    lines = ["", f"{'told as members, at':<24}{'images':>16}{'(95 % interval)':>20}"]
+    for name in membership.ALLOWED:
+        low, high = (found[f"tpr_{name}_{end}"] for end in ("low", "high"))
+        label = f"{name} % of the held-out"
+        lines.append(f"{label:<24}{found[f'tpr_{name}']:>16.1%}{f'{low:.1%} – {high:.1%}':>20}")
+    return lines
 
 
 def pixels(images: NDArray[Any] | Tensor, *, name: str) -> Tensor:
@@ -160,118 +334,6 @@ def pixels(images: NDArray[Any] | Tensor, *, name: str) -> Tensor:
             "bytes from 0 to 255, or floats from 0 to 1, are needed"
         )
     return torch.from_numpy(array.astype(np.float32)) / largest
-
-
-class Plain(nn.Module):
-    """A network of Linear layers with ReLU in between, as its tensors give it.
-
-    Attributes
-    ----------
-    layers : ModuleList of Linear
-    mean : (d,)
-        What the classifier subtracts from its input; 0 where there is no `mean`.
-    shape : tuple of int
-        Of an image.
-    """
-
-    shape: tuple[int, ...]
-
-    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
-        super().__init__()
-        rest = dict(tensors)
-        for key, tensor in sorted(rest.items()):
-            if tensor.dtype not in FLOATS:
-                raise BadInput(
-                    f"weights: {key} holds {tensor.dtype}; floats of 16 bits and more are read: "
-                    "put quantised ones back into floats first, with their scales"
-                )
-        mean = rest.pop("mean", None)
-        self.layers = nn.ModuleList()
-        for key in sorted((key for key in tensors if key.endswith("weight")), key=_natural):
-            weight = rest.pop(key)
-            if weight.dim() != 2:
-                kind = "a convolution" if weight.dim() in (3, 4, 5) else "no Linear layer"
-                raise BadInput(f"weights: {key} has shape {tuple(weight.shape)}, {kind}; {UNREAD}")
-            bias = rest.pop(key.removesuffix("weight") + "bias", None)
-            if bias is not None and bias.shape != weight.shape[:1]:
-                raise BadInput(
-                    f"weights: the bias of {key} has shape {tuple(bias.shape)}; {UNREAD}"
-                )
-            # On `meta`: the given tensors are put in at once.
-            outputs, inputs = weight.shape
-            layer = nn.Linear(inputs, outputs, bias=bias is not None, device="meta")
-            layer.weight = nn.Parameter(weight.detach().float(), requires_grad=False)
-            if bias is not None:
-                layer.bias = nn.Parameter(bias.detach().float(), requires_grad=False)
-            self.layers.append(layer)
-        if rest:
-            raise BadInput(f"weights: what {min(rest)} is cannot be read; {UNREAD}")
-        linear = [layer for layer in self.layers if isinstance(layer, nn.Linear)]
-        if not linear:
-            raise BadInput(f"weights: no layer; {UNREAD}")
-        for first, second in pairwise(linear):
-            if first.out_features != second.in_features:
-                raise BadInput(
-                    f"weights: layers of {first.out_features} outputs and {second.in_features} "
-                    "inputs follow each other, in the order of their names; this is no chain"
-                )
-        self.inputs = linear[0].in_features
-        self.register_buffer(
-            "mean", torch.zeros(self.inputs) if mean is None else mean.flatten().float()
-        )
-
-
-def _natural(key: str) -> list[tuple[int, str]]:
-    """Layers 2 and 10 in this order."""
-    return [(int(part or 0), rest) for part, rest in re.findall(r"(\d*)(\D*)", key)]
-
-
-def network_of(weights: nn.Module | Mapping[str, Tensor], *, shape: tuple[int, ...]) -> Plain:
-    """The classifier that the attack reads, which sees images of a shape; see `audit`."""
-    network = Plain(weights.state_dict() if isinstance(weights, nn.Module) else weights)
-    wanted = tuple(getattr(weights, "shape", ()))
-    network.shape = fitting(shape, inputs=network.inputs, wanted=wanted, name="images")
-    try:
-        two_hidden_layers(network)
-    except BadInput as error:
-        raise BadInput(f"weights: {error}") from None
-    return network
-
-
-def fitting(
-    given: tuple[int, ...], *, inputs: int, wanted: tuple[int, ...] = (), name: str
-) -> tuple[int, ...]:
-    """The shape (rows, columns) or (3, rows, columns) in which a network of so many inputs sees
-    images, whose pixels keep their order.
-
-    An axis of one channel, first or last, and a row of all pixels are unambiguous. `wanted` is what
-    the network says of the shape; without it, a row of pixels is taken for a square. Refused, with
-    the name of the images, are other shapes, colours last, since the order of the pixels would be
-    another one, and other channels than one or three.
-    """
-    if len(wanted) == 3 and wanted[0] == 1:
-        wanted = wanted[1:]
-    side = math.isqrt(inputs)
-    usual = wanted or ((side, side) if side**2 == inputs else ())
-    bare = tuple(size for size in given if size != 1)
-    shape = usual if bare == (inputs,) else bare
-    if wanted:
-        fits = shape in (wanted, tuple(size for size in wanted if size != 1))
-    else:
-        fits = len(shape) == 2 or (len(shape) == 3 and shape[0] == 3)
-    if not fits or math.prod(shape) != inputs:
-        if len(usual) == 2:
-            size = f"{usual[0]}, {usual[1]}"
-            allowed = f"(n, {size}), (n, 1, {size}), (n, {size}, 1) or (n, {inputs})"
-        elif usual:
-            allowed = f"(n, {', '.join(map(str, usual))}) or (n, {inputs})"
-        else:
-            allowed = "(n, rows, columns), or (n, 3, rows, columns) of colours, of so many values"
-        raise BadInput(
-            f"{name} has shape (n, {', '.join(map(str, given))}), {math.prod(given)} values each; "
-            f"the network takes {inputs}: allowed are {allowed}"
-        )
-    return wanted or shape
 
 
 def check_alike(images: Tensor, held_out: Tensor) -> None:
