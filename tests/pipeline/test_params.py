@@ -18,6 +18,7 @@ from retrace.checks import check_all
 from retrace.commands.demo import params_of
 from retrace.pipeline.command import Refusal
 from retrace.pipeline.params import Params, load, read_yaml
+from retrace.problems import architectures
 from retrace.sweeps.trials import _whole
 
 ROOT = Path(__file__).parents[2]
@@ -127,6 +128,16 @@ def test_what_the_demo_keeps_and_params_yaml_lacks_is_refused() -> None:
             "allowed are backpropagation, backpropagation_prior, biharmonic",
         ),
         ("runs/imputation-known/network", "gan", "runs.imputation-known.network = 'gan': allowed"),
+        (
+            "runs/imputation-ridge/network",
+            "classifier",
+            "runs.imputation-ridge.network = 'classifier': architecture classifier; method ridge "
+            "takes gaussian, prior",
+        ),
+        ("runs/imputation-combined/network", "vae", "architecture vae; method combined takes prior"),
+        ("runs/autoencoding-deep/network", "classifier", "method one_pass takes convolutional, den"),
+        ("runs/imputation-masked/network", "deep", "dense; method masked takes masked"),
+        ("runs/decoder_inversion-layerwise/network", "deep", "method layerwise takes vae"),
         ("runs/imputation-known/problem", "alchemy", "problem = 'alchemy': allowed are autoenc"),
     ],
 )
@@ -138,6 +149,15 @@ def test_refusals_name_key_value_and_what_is_allowed(
     text = str(refusal.value)
     assert message in text
     assert "\n" not in text
+
+
+def test_architectures_are_named_for_methods_that_there_are() -> None:
+    folder = ROOT / "retrace"
+    assert all((folder / f"networks/{name}.py").is_file() for name in architectures.KNOWN)
+    for problem, methods in architectures.TAKES.items():
+        assert all((folder / f"methods/{problem}/{name}.py").is_file() for name in methods)
+    assert architectures.objection("imputation", "ridge", "ones_own") is None
+    assert architectures.objection("imputation", "ones_own", "classifier") is None
 
 
 def test_a_file_that_is_not_there_or_not_yaml(tmp_path: Path) -> None:
