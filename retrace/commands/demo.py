@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dvc.utils.serialize import dumps_yaml
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from retrace.checks import check_entries, check_place
 from retrace.commands.run import reproduce
@@ -24,8 +24,8 @@ CONFIG = "[core]\n    no_scm = true\n[cache]\n    dir = cache\n"
 class Demo(Part):
     """demo.yaml: of some sections of params.yaml the entries that are kept, and what is changed."""
 
-    keep: dict[Literal["networks", "problems", "runs"], list[str]] = {}
-    change: dict[str, Any] = {}
+    keep: dict[Literal["networks", "problems", "runs"], list[str]] = Field({})
+    change: dict[str, Any] = Field({})
 
 
 def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
@@ -55,7 +55,7 @@ def params_of(base: dict[str, Any], demo: Any) -> dict[str, Any]:
         given = Demo.model_validate(demo)
     except ValidationError as error:
         raise Refusal(f"{CHANGES}: {reason(error)}") from None
-    kept = {}
+    kept: dict[str, Any] = {}
     for section, names in given.keep.items():
         known, changes = base.get(section, {}), given.change.get(section)
         if missing := [name for name in names if name not in known]:
