@@ -69,6 +69,9 @@ def load(network: str | Path) -> "nn.Module":
         When there is no such file, or it is no whole checkpoint of this library.
     """
     from retrace.pipeline.artifacts import checkpoint_path, load_checkpoint  # imports torch
+    from retrace.pipeline.command import Refusal
 
     path = Path(network)
+    if path.suffix not in ("", ".safetensors"):  # what is no checkpoint at all
+        raise Refusal(f"{path}: a name, or a path that ends in .safetensors, is needed")
     return load_checkpoint(path if path.suffix else checkpoint_path(str(path)))[0]

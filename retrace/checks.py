@@ -19,6 +19,7 @@ from retrace.pipeline.params import (
     shown,
 )
 from retrace.problems import names, needed, part
+from retrace.problems.architectures import objection
 
 FOLDERS = {"data", "metrics", "models"}  # whatever dvc.lock says, nothing else is removed
 
@@ -36,6 +37,11 @@ def check_all(params: Params) -> None:
     """Check every section against the function that it will be handed to; refused on the first
     thing that is wrong."""
     chosen(params.device)
+    check_entries(params)
+
+
+def check_entries(params: Params) -> None:
+    """`check_all`, but for what depends on the machine."""
     check_networks(params.networks)
     check_problems(params)
     check_runs(params)
@@ -74,8 +80,9 @@ def check_networks(networks: Mapping[str, NetworkEntry]) -> dict[str, NetworkEnt
 
 
 def check_runs(params: Params) -> dict[str, RunEntry]:
-    """Check the sections of runs, and that the networks that they name are there; give them with
-    the values that they leave to defaults."""
+    """Check the sections of runs, and that the networks that they name are there and of an
+    architecture that the method can work with; give them with the values that they leave to
+    defaults."""
     whole = {}
     for name, entry in params.runs.items():
         where = f"runs.{name}"
@@ -88,6 +95,9 @@ def check_runs(params: Params) -> dict[str, RunEntry]:
                 )
         module = find(f"methods.{entry.problem}", entry.method, where=f"{where}.method")
         settings = bind(module.reconstruct, entry.settings, where=f"{where}.settings", given=GIVEN)
+        architecture = params.networks[entry.network].architecture
+        if wrong := objection(entry.problem, entry.method, architecture):
+            raise Refusal(f"params.yaml: {where}.network = {shown(entry.network)}: {wrong}")
         whole[name] = entry.model_copy(update={"settings": settings})
     return whole
 

@@ -30,7 +30,7 @@ def main() -> None:
     write_rows(FOLDER / "training.csv", curves)
     write_text(FOLDER / "summary.md", summary(found) + "\n")
     write_text(FOLDER / "table.md", "\n\n".join(parts) + "\n")
-    print("\n\n".join(parts))
+    print(f"{FOLDER / 'table.md'}: the tables; beside it charts and pictures")
 
 
 if __name__ == "__main__":

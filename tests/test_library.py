@@ -13,7 +13,10 @@ from conftest import ROOT, execute
 import retrace
 from docs import notebook
 from retrace.methods.imputation import ridge
+from retrace.networks.classifier import Network as Classifier
+from retrace.networks.dense import Network as Dense
 from retrace.networks.gaussian import Network
+from retrace.networks.prior import Network as Prior
 from retrace.pipeline.artifacts import save_checkpoint
 
 BOTTOM = np.arange(28)[:, None].repeat(28, axis=1) >= 14
@@ -50,6 +53,8 @@ def test_a_network_is_loaded_by_its_name_or_its_path(
         torch.testing.assert_close(network.covariance, gaussian.covariance)
     with pytest.raises(retrace.Refusal, match=r"models/prior\.safetensors is missing"):
         retrace.load("prior")
+    with pytest.raises(retrace.Refusal, match=r"^my\.png: a name, or a path that ends in \.safet"):
+        retrace.load("my.png")
 
 
 def test_images_are_completed_in_the_shape_that_they_have(
@@ -101,13 +106,53 @@ def test_samples_of_ones_own_method_keep_the_known_pixels() -> None:
         ({"mask": None}, "mask: no pixel is missing"),
         ({"mask": np.ones((28, 28), bool)}, "mask: all pixels of an image are missing"),
         ({"method": lambda network, observed: observed}, "the estimate is not finite"),
+        ({"image": None}, "image is no array of numbers"),
+        ({"image": "abc"}, "image is no array of numbers"),
+        ({"image": np.full((28, 28), None)}, "image is no array of numbers"),
+        ({"image": np.full((28, 28), 0.5j)}, "image has type torch.complex128; real numbers"),
+        ({"mask": "abc"}, "mask is no array of numbers"),
+        ({"penalty": -1.0}, "^penalty = -1.0: input should be greater than or equal to 0"),
+        ({"foo": 3}, "^foo: unknown key"),
+        ({"network": 3}, "^network = 3: a Module, a name or a path is needed"),
+        ({"network": Classifier()}, "^network: architecture classifier; method ridge takes gauss"),
+        ({"method": ridge.reconstruct, "penalty": "1"}, "^penalty = '1': input should be a valid"),
     ],
 )
 def test_bad_arguments_are_named(changes: dict[str, Any], said: str, gaussian: Network) -> None:
     given = {"image": np.full((28, 28), 0.5), "mask": BOTTOM, "method": "ridge"}
     with pytest.raises(retrace.BadInput, match=said) as error:
-        retrace.complete(**{**given, **changes}, network=gaussian)
-    assert isinstance(error.value, ValueError)
+        retrace.complete(**{**given, "network": gaussian, **changes})
+    assert isinstance(error.value, ValueError) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"samples": 0},
+        {"search_steps": -5},
+        {"residual_penalty": -1.0},
+        {"mixture_blocks": 7.0},
+        {"threshold_blocks": -3.0},
+    ],
+)
+def test_settings_are_those_that_params_yaml_could_hold(setting: dict[str, Any]) -> None:
+    network = Prior(code_size=2, widths=[4], components=1, axes=2)
+    with pytest.raises(retrace.BadInput, match=rf"^{min(setting)} = -?\d.*: input should be"):
+        retrace.complete(np.full((28, 28), 0.5), BOTTOM, network=network, **setting)
+
+
+def test_a_callback_is_called() -> None:
+    steps = []
+    network = Dense(widths=[4])
+    method: dict[str, Any] = {"method": "backpropagation", "steps": 2}
+    retrace.complete(
+        np.full((28, 28), 0.5),
+        BOTTOM,
+        network=network,
+        callback=lambda step, loss, estimate: steps.append(step),
+        **method,
+    )
+    assert steps == [0, 1, 2]
 
 
 @pytest.mark.numerical

@@ -171,10 +171,11 @@ def main(image: Path, mask: str, method: str | None, out: Path) -> None:
     network, and draw what was given, seen, hidden and found."""
     params = load()
     names = methods_of(params)
-    chosen = method or next((name for name in PREFERRED if name in names), "ridge")
+    preferred = next((name for name in PREFERRED if name in names), "ridge")
+    chosen = preferred if method is None else method
+    check_target(out, sources=(image, Path(mask)), suffix=".png")
     small = out.with_name(f"{out.stem}_28x28.png")
-    for target in (out, small):
-        check_target(target, sources=(image, Path(mask)), suffix=".png")
+    check_target(small, sources=(image, Path(mask)), suffix=".png")
     hidden = mask_of(mask, params)
     converted = convert(image)
     seen = converted.image.astype(np.float32) / 255

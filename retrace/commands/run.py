@@ -11,18 +11,18 @@ import os
 import subprocess
 import sys
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from retrace import warm
-from retrace.checks import check_place, remove_left_over
+from retrace.checks import check_entries, check_place, remove_left_over
 from retrace.commands.mend import mend, without_git
 from retrace.commands.report import REPORT
 from retrace.pipeline.artifacts import metrics_path, read_json
 from retrace.pipeline.command import INTERRUPTED, Refusal, run
-from retrace.pipeline.params import load
+from retrace.pipeline.params import PARAMS, load
 from retrace.problems import names
+from retrace.sweeps.trials import check_sweeps
 
 if TYPE_CHECKING:
     from dvc.stage import Stage
@@ -102,11 +102,15 @@ def reproduce(folder: Path) -> None:
     Raises
     ------
     Refusal
-        When DVC refuses or a stage fails, whose own line stands above.
+        When params.yaml is wrong, DVC refuses or a stage fails, whose own line stands above.
     KeyboardInterrupt
         When a stage was interrupted.
     """
     check_place(folder.resolve())
+    # Before DVC, which reads params.yaml too and names neither key nor value.
+    params = load(folder / PARAMS)
+    check_entries(params)
+    check_sweeps(params)
     print("".join(f"{line}\n" for line in [*without_git(folder), *mend(folder)]), end="")
     begun, here = time.monotonic(), Path.cwd()
     os.environ.pop("DVC_ROOT", None)
@@ -121,9 +125,7 @@ def reproduce(folder: Path) -> None:
         os.chdir(folder)
         os.environ.update(variable)
         try:
-            # Not by `check` alone, which DVC's cache may stand in for. It refuses what is wrong.
-            with suppress(Refusal):
-                remove_left_over(load())
+            remove_left_over(params)  # not by `check` alone, which DVC's cache may stand in for
             with Repo() as repo:
                 steps = Steps(repo)
                 logger.filters = [steps]

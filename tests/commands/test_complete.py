@@ -155,6 +155,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "oblong mask": ({"mask": "seven.png"}, "a square is needed"),
     "no folder": ({"out": Path("nowhere/sheet.png")}, "make it first"),
     "not a picture": ({"out": Path("sheet.txt")}, "ends in .png"),
+    "no name": ({"out": Path()}, "ends in .png"),
+    "no method": ({"method": ""}, "--method : allowed are mean, ridge, known"),
     "a folder": ({"out": Path("folder.png")}, "is a folder"),
     "itself": ({"out": Path("seven.png")}, "overwrite what is read"),
 }

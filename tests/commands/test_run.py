@@ -1,5 +1,6 @@
 """`retrace run` does what `dvc repro` does, and dvc.lock is written in time."""
 
+import copy
 import re
 import sys
 from pathlib import Path
@@ -7,9 +8,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from conftest import execute
+from conftest import TINY, execute, write_params
+from dvc.utils.serialize import dumps_yaml
 
 from retrace.commands import run
+from retrace.pipeline.command import Refusal
 
 
 @pytest.mark.xdist_group("pipeline")
@@ -18,6 +21,39 @@ def test_dvc_finds_all_in_step(finished: Path) -> None:
     again = execute(sys.executable, "-m", "retrace.commands.run", cwd=finished).stdout
     assert re.search(r"^0 stages ran, \d+ were up to date", again, re.MULTILINE)
     assert (finished / "metrics/report.html").resolve().as_uri() in again
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"networks": {"ffnn": None}}, "networks.ffnn = None: input should be a valid dict"),
+        ({"networks": {"ffnn": {}}}, "networks.ffnn.architecture: this key is missing"),
+        ({"runs": {"x": None}}, "runs.x = None: input should be a valid dictionary"),
+        ({"runs": {"x": {"method": "fill"}}}, "runs.x.problem: this key is missing"),
+        ({"runs": None}, "runs = None: input should be a valid dictionary"),
+        ({"sweeps": {"x": {"runs": ["gone"]}}}, r"sweeps\.x"),
+    ],
+)
+def test_dvc_is_not_asked_what_is_wrong_in_params_yaml(
+    changes: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    write_params(tmp_path, {**TINY, **changes})
+    with pytest.raises(Refusal, match=rf"^params\.yaml: {said}"):
+        run.reproduce(tmp_path)
+
+
+def test_nothing_is_removed_before_all_is_checked(tmp_path: Path) -> None:
+    params = copy.deepcopy(TINY)
+    del params["networks"]["ffnn"]
+    write_params(tmp_path, params)
+    made = tmp_path / "models/ffnn.safetensors"
+    made.parent.mkdir()
+    made.touch()
+    lock = {"stages": {"train@ffnn": {"outs": [{"path": "models/ffnn.safetensors"}]}}}
+    (tmp_path / "dvc.lock").write_text(dumps_yaml(lock), encoding="utf-8")
+    with pytest.raises(Refusal, match="network = 'ffnn': allowed are"):
+        run.reproduce(tmp_path)
+    assert made.exists()
 
 
 class Stage(SimpleNamespace):

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from conftest import commit, execute
 from dvc.lock import make_lock
-from harness import FULL, Zygote, files, kill, published, started
+from harness import FEW, FULL, Zygote, files, kill, published, started
 
 from retrace.commands.mend import LOCK, mend, parsed
 from retrace.data.download import temporary_folder
@@ -20,7 +20,6 @@ from retrace.pipeline.command import Refusal
 
 pytestmark = pytest.mark.xdist_group("faults")
 KILLS = range(50 if FULL else 1)
-REAL_KILLS = range(5 if FULL else 0)
 
 
 @pytest.mark.parametrize("seed", KILLS)
@@ -44,7 +43,8 @@ def test_the_next_repro_gives_the_same_bytes(
     assert zygote.run("dvc", "status", cwd=folder)[1].count("up to date") == 1
 
 
-@pytest.mark.parametrize("seed", REAL_KILLS)
+@FEW
+@pytest.mark.parametrize("seed", range(5))
 def test_also_where_stages_are_processes_of_their_own(
     seed: int, untouched: Path, undisturbed: tuple[Path, float], tmp_path: Path
 ) -> None:

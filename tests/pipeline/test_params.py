@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from retrace.checks import check_all
-from retrace.commands.demo import params_of
+from retrace.commands.demo import FOLDER, params_of, prepare
 from retrace.pipeline.command import Refusal
 from retrace.pipeline.params import Params, load, read_yaml
+from retrace.problems import architectures
 from retrace.sweeps.trials import _whole
 
 ROOT = Path(__file__).parents[2]
@@ -49,10 +50,46 @@ def test_what_is_committed_is_valid_and_so_is_the_demo(tmp_path: Path) -> None:
     check(params_of(PARAMS, read_yaml(ROOT / "demo.yaml")), tmp_path)
 
 
-def test_what_the_demo_keeps_and_params_yaml_lacks_is_refused() -> None:
-    for demo in ({"keep": {"networks": ["gone"]}}, {"keep": {"nothing": ["gone"]}}):
-        with pytest.raises(Refusal, match=r"^demo\.yaml: keep\.n\w+: params\.yaml has no gone any"):
-            params_of(PARAMS, demo)
+@pytest.mark.parametrize(
+    ("demo", "said"),
+    [
+        ("", r"\.yaml holds None; the sections keep and change are needed"),
+        ("kept: {networks: [ffnn]}", ".yaml: kept: unknown key"),
+        ("keep: 3", ".yaml: keep = 3: input should be a valid dictionary"),
+        ("keep: {networks: 3}", ".yaml: keep.networks = 3: input should be a valid list"),
+        ("keep: {nothing: [x]}", ".yaml: keep.nothing = 'nothing': input should be 'networks', '"),
+        ("keep: {networks: [gone]}", ".yaml: keep.networks: params.yaml has no gone any more"),
+        ("change: [1]", r".yaml: change = \[1\]: input should be a valid dictionary"),
+        ("change: {runs: 3}", ".yaml: in what it makes of params.yaml, runs = 3: input should be"),
+        (
+            "change: {networks: {ffnn: {training: {epoks: 3}}}}",
+            ".yaml: in what it makes of params.yaml, networks.ffnn.training.epoks: unknown key",
+        ),
+        (
+            "{keep: {networks: [deep]}, change: {networks: {ffnn: {}}}}",
+            ".yaml: change.networks.ffnn: keep.networks lacks it",
+        ),
+        ("keep: {runs: []}", ".yaml: in what it makes of params.yaml, problems.autoencoding"),
+    ],
+)
+def test_a_wrong_demo_is_refused_by_its_own_name(
+    demo: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "params.yaml").write_text(dumps_yaml(PARAMS), encoding="utf-8")
+    (tmp_path / "demo.yaml").write_text(demo, encoding="utf-8")
+    with pytest.raises(Refusal, match=rf"^demo{said}"):
+        prepare(FOLDER)
+    assert not FOLDER.exists()
+
+
+def test_the_demo_is_made_from_the_folder_of_the_pipeline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(Refusal, match=r"missing; run from the folder that holds dvc\.yaml"):
+        prepare(FOLDER)
+    assert not FOLDER.exists()
 
 
 @pytest.mark.parametrize(
@@ -127,6 +164,16 @@ def test_what_the_demo_keeps_and_params_yaml_lacks_is_refused() -> None:
             "allowed are backpropagation, backpropagation_prior, biharmonic",
         ),
         ("runs/imputation-known/network", "gan", "runs.imputation-known.network = 'gan': allowed"),
+        (
+            "runs/imputation-ridge/network",
+            "classifier",
+            "runs.imputation-ridge.network = 'classifier': architecture classifier; method ridge "
+            "takes gaussian, prior",
+        ),
+        ("runs/imputation-combined/network", "vae", "vae; method combined takes prior"),
+        ("runs/autoencoding-deep/network", "classifier", "method one_pass takes convolutional"),
+        ("runs/imputation-masked/network", "deep", "dense; method masked takes masked"),
+        ("runs/decoder_inversion-layerwise/network", "deep", "method layerwise takes vae"),
         ("runs/imputation-known/problem", "alchemy", "problem = 'alchemy': allowed are autoenc"),
     ],
 )
@@ -138,6 +185,15 @@ def test_refusals_name_key_value_and_what_is_allowed(
     text = str(refusal.value)
     assert message in text
     assert "\n" not in text
+
+
+def test_architectures_are_named_for_methods_that_there_are() -> None:
+    folder = ROOT / "retrace"
+    assert all((folder / f"networks/{name}.py").is_file() for name in architectures.KNOWN)
+    for problem, methods in architectures.TAKES.items():
+        assert all((folder / f"methods/{problem}/{name}.py").is_file() for name in methods)
+    assert architectures.objection("imputation", "ridge", "ones_own") is None
+    assert architectures.objection("imputation", "ones_own", "classifier") is None
 
 
 def test_a_file_that_is_not_there_or_not_yaml(tmp_path: Path) -> None:

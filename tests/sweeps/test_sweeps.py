@@ -19,6 +19,7 @@ from retrace.execution import engine
 from retrace.pipeline.artifacts import read_json, write_arrays, write_json
 from retrace.pipeline.command import Refusal
 from retrace.pipeline.params import Params, load
+from retrace.problems.architectures import TAKES
 from retrace.sweeps import results, running
 from retrace.sweeps.running import Plan, Task
 from retrace.sweeps.trials import Figure, Range, check_sweeps, sweep_of
@@ -326,7 +327,9 @@ def test_a_refused_trial_is_a_row_and_the_others_go_on(
 def test_what_a_scorer_cannot_take_is_refused_too(
     workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A classifier says of no image that it was trained on it."""
+    """A classifier says of no image that it was trained on it; nor is it asked before, of a method
+    that is one's own."""
+    monkeypatch.delitem(TAKES["training_data"], "public_images")
     name, key = "training_data-public", "runs.training_data-public.network"
     run = {"problem": "training_data", "method": "public_images", "settings": {"show": "images"}}
     content = {**TINY, "runs": {**TINY["runs"], name: {**run, "network": "margin"}}}

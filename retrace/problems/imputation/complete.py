@@ -11,6 +11,9 @@ from torch import Tensor, nn
 
 from retrace import load
 from retrace.methods import imputation
+from retrace.pipeline.command import Refusal
+from retrace.pipeline.params import GIVEN, PARAMS, bind, shown
+from retrace.problems.architectures import objection
 from retrace.types import SIDE, BadInput
 
 
@@ -63,12 +66,17 @@ def complete(
     Raises
     ------
     BadInput
-        When there is no such method, an image has another shape or range, its mask hides nothing
-        or all, the method refuses its input, or its estimate is not finite.
+        When there is no such method or setting, a setting is none that params.yaml could hold, the
+        network is of another kind, an image has another shape or range, its mask hides nothing or
+        all, the method refuses its input, or its estimate is not finite.
     """
     function = named(method) if isinstance(method, str) else method
     observed = observation(image, mask)
+    if not isinstance(network, nn.Module | str | Path):
+        raise BadInput(f"network = {shown(network)}: a Module, a name or a path is needed")
     loaded = network if isinstance(network, nn.Module) else load(network)
+    if str(getattr(function, "__module__", "")).startswith(imputation.__name__):  # one of ours
+        settings = checked(function, loaded, settings)
     answer = function(loaded, observed.reshape(-1, SIDE, SIDE), **settings)
     answers: dict[str, Tensor] = answer if isinstance(answer, dict) else {"estimate": answer}
     if not all(bool(torch.isfinite(value).all()) for value in answers.values()):
@@ -103,16 +111,44 @@ def named(method: str) -> Callable[..., Any]:
     return function
 
 
+def checked(
+    function: Callable[..., Any], network: nn.Module, settings: dict[str, Any]
+) -> dict[str, Any]:
+    """The settings of one of our methods, checked by the schema that params.yaml is checked by;
+    refused too where the method cannot work with the network's architecture."""
+    method = function.__module__.rpartition(".")[2]
+    architecture = type(network).__module__.removeprefix("retrace.networks.")
+    if wrong := objection("imputation", method, architecture):
+        raise BadInput(f"network: {wrong}")
+    watched = {key: value for key, value in settings.items() if key == "callback"}
+    rest = {key: value for key, value in settings.items() if key not in watched}
+    try:
+        return bind(function, rest, where="", given=GIVEN) | watched
+    except Refusal as refusal:
+        raise BadInput(str(refusal).removeprefix(f"{PARAMS}: ")) from None
+
+
+def tensor_of(name: str, values: Any) -> Tensor:
+    """Real numbers, or booleans, as a tensor; the name is for the message."""
+    try:
+        tensor = torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise BadInput(f"{name} is no array of numbers ({' '.join(str(error).split())})") from None
+    if tensor.is_complex():
+        raise BadInput(f"{name} has type {tensor.dtype}; real numbers are needed")
+    return tensor
+
+
 def observation(image: NDArray[Any] | Tensor, mask: NDArray[Any] | Tensor | None) -> Tensor:
     """An image with NaN where a pixel is missing, see `complete`."""
-    observed = torch.as_tensor(image, dtype=torch.float32)
+    observed = tensor_of("image", image).to(torch.float32)
     if observed.dim() not in (2, 3) or observed.shape[-2:] != (SIDE, SIDE) or not len(observed):
         raise BadInput(
             f"image has shape {tuple(observed.shape)}: allowed are ({SIDE}, {SIDE}) and "
             f"(B, {SIDE}, {SIDE})"
         )
     if mask is not None:
-        hidden = torch.as_tensor(mask)
+        hidden = tensor_of("mask", mask)
         if hidden.dtype != torch.bool or hidden.shape not in (observed.shape, (SIDE, SIDE)):
             raise BadInput(
                 f"mask has shape {tuple(hidden.shape)} and type {hidden.dtype}: booleans of the "
