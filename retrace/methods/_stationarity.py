@@ -152,7 +152,8 @@ class Columns:
         scaled = self.columns[self.live] * (self.values / values[0]) / self.lengths[:, None]
         # The units' own scale is 1 / length: the ridge is in the scale of the equations.
         normal = scaled.T @ scaled
-        normal.diagonal().add_(ridge * normal.diagonal().max())
+        if rank:  # else nothing stands above the noise: every column lies outside
+            normal.diagonal().add_(ridge * normal.diagonal().max())
         factor = torch.linalg.cholesky(normal)
         self.half = torch.linalg.solve_triangular(factor, scaled.T, upper=False)  # M = 1 − HᵀH
 
