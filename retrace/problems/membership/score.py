@@ -69,6 +69,6 @@ class Scorer(BaseScorer):
             )
         scores = self.means(membership.told(estimate[parts.members], estimate[parts.held_out]))
         counts = {"null_n": len(parts.held_out), "null_duplicates": parts.duplicates}
-        test_error = self.ground.load(run.record["network"])[1]["history"][-1]["test_error"]
+        test_error = self.ground.load(run.record["network"])[1]["epochs"][-1]["test_error"]
         found = {"n": len(parts.members), **counts, "test_error": test_error, **scores}
         return found, {key: scores[key] for key in ("tpr_0", "tpr_1", "auc")}
