@@ -33,8 +33,8 @@ FULL_RANK = (
     "image lies in it, so that there is nothing to search"
 )
 NO_RANK = (
-    "vertices: the first layer's rows have no dimension above their noise: the network is as it was "
-    "drawn, or as good as, so that there is nothing to search"
+    "vertices: the first layer's rows have no dimension above their noise: the network is as it "
+    "was drawn, or as good as, so that there is nothing to search"
 )
 FULL = 0.75  # share of the pixels above which a row space has no vertices that tell anything
 FEWEST = 3  # certified images from which on it is worth while to take them away
