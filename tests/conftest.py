@@ -61,6 +61,17 @@ TINY: dict[str, Any] = {
                 "report_every": 50,
             },
         },
+        "mlp": {
+            "architecture": "mlp",
+            "arguments": {"widths": [24]},
+            "training": {
+                "per_class": 1,
+                "batch_size": 0,
+                "weight_decay": 0.01,
+                "steps": 300,
+                "report_every": 150,
+            },
+        },
         "linear": {
             "architecture": "regression",
             "training": {"points": 20, "span": 10.0, "noise": 1.0},
@@ -89,6 +100,10 @@ TINY: dict[str, Any] = {
         "autoencoding": {"source": "data/dataset.json"},
         "imputation": {"source": "data/masks.npz"},
         "training_data": {"source": "data/validation.npz"},
+        "membership": {
+            "source": "data/train.npz",
+            "settings": {"per_class": 2, "held_out": 300},
+        },
         "network_inversion": {"source": "models/vae.safetensors"},
         "decoder_inversion": {"source": "models/vae.safetensors", "settings": {"images": 12}},
     },
@@ -137,6 +152,24 @@ TINY: dict[str, Any] = {
                 "search_steps": 2,
             },
         },
+        "training_data-vertices": {
+            "problem": "training_data",
+            "method": "vertices",
+            "network": "mlp",
+            "settings": {
+                "candidates": 10,
+                "objectives": 8,
+                "rounds": 1,
+                "passes": 1,
+                "iterations": 5,
+            },
+        },
+        "membership-stationarity": {
+            "problem": "membership",
+            "method": "stationarity",
+            "network": "mlp",
+        },
+        "membership-loss": {"problem": "membership", "method": "loss", "network": "mlp"},
         "network_inversion-linear": {
             "problem": "network_inversion",
             "method": "affine",

@@ -30,6 +30,11 @@ def margin(*widths: int, **training: Any) -> dict[str, Any]:
     return network("margin", arguments, **{**short, **rest, **training})
 
 
+def mlp(arguments: dict[str, Any], **training: Any) -> dict[str, Any]:
+    short = {"per_class": 1, "steps": 40, "report_every": 20}
+    return network("mlp", arguments, **{**short, **training})
+
+
 def regression(arguments: dict[str, Any], **training: Any) -> dict[str, Any]:
     points = {"points": 40, "span": 1.0, "slope": 1.0, "offset": 0.5, "noise": 0.1}
     return network("regression", arguments, **points, **training)
@@ -48,6 +53,11 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "margin_wide": margin(320, 16, per_class=50, steps=40),
     "margin_decay": margin(16, 16, method="weight_decay"),
     "margin_untrained": margin(820, 8, steps=0),
+    "mlp": mlp({"widths": [20, 12]}, batch_size=0, weight_decay=0.01, steps=200),
+    "mlp_tuned": mlp(
+        {"widths": [16], "activation": "gelu", "fine_tuned": True}, others=3, batch_size=4
+    ),
+    "mlp_adam": mlp({"widths": [16]}, optimiser="adamw", learning_rate=0.01, schedule="cosine"),
     "masked": network("masked", {"widths": [24], "dropout": 0.0}, **ADAM),
     "linear": regression({"inputs": 5, "outputs": 3}, rank=2),
     "sigmoid": regression({"activation": "sigmoid"}),
@@ -69,6 +79,7 @@ KKT: dict[str, Any] = {
     **{"candidates": 10, "deviation": 0.01, "learning_rate": 0.05, "multiplier_rate": 0.001},
     **{"multiplier_minimum": 0.1, "sharpness": 20.0, "steps": 5},
 }
+VERTICES = {"candidates": 10, "objectives": 10, "rounds": 2, "passes": 1, "iterations": 5}
 SEARCH = {"trials": 2, "search_steps": 2}
 AFFINE: dict[str, Any] = {"wanted": [[-1.0, 0.0, 1.0]], "more": 3, "start": 0.5}
 STEPS = {"wanted": [0.3, 0.7], "more": 3, "start": 3.0, "steps": 5, "learning_rate": 0.01}
@@ -129,6 +140,13 @@ RUNS: dict[str, list[tuple[str, str, dict[str, Any]]]] = {
         ("kkt", "margin", {**KKT, "bounds": "pixels"}),
         ("public_images", "margin", {"candidates": 3}),
         ("public_images", "margin", {"candidates": 3, "show": "images"}),
+        ("vertices", "mlp", VERTICES),
+        ("vertices", "mlp_tuned", VERTICES),
+    ],
+    "membership": [
+        ("stationarity", "mlp", {}),
+        ("stationarity", "mlp_tuned", {"ridge": 1e-6}),
+        ("loss", "mlp_adam", {}),
     ],
     "network_inversion": [
         ("affine", "linear", AFFINE),
@@ -203,11 +221,15 @@ def lay_out(
         "autoencoding": {"observed": images},
         "imputation": {"observed": np.stack([block, random])},
         "training_data": {"observed": images},
+        "membership": {
+            "observed": images,
+            "labels": splits["test"]["labels"][:IMAGES].astype(np.float32),
+        },
         "network_inversion": {"observed": images, "code": np.zeros(3, np.float32) + 0.1, **decoder},
         "decoder_inversion": {"observed": images.astype(np.float64)[None]},
     }
     for problem, arrays in observed.items():
-        each = np.array(problem not in ("training_data", "network_inversion"))
+        each = np.array(problem in ("autoencoding", "imputation", "decoder_inversion"))
         write_arrays(
             observed_path(problem), {**arrays, "each": each, "dataset": np.array("digits")}
         )

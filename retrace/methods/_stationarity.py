@@ -175,7 +175,8 @@ class Columns:
         scaled = self.columns[self.live] * (self.values / values[0]) / self.lengths[:, None]
         # The units' own scale is 1 / length: the ridge is in the scale of the equations.
         normal = scaled.T @ scaled
-        normal.diagonal().add_(ridge * normal.diagonal().max())
+        if rank:  # else nothing stands above the noise: every column lies outside
+            normal.diagonal().add_(ridge * normal.diagonal().max())
         factor = torch.linalg.cholesky(normal)
         self.half = torch.linalg.solve_triangular(factor, scaled.T, upper=False)  # M = 1 − HᵀH
 
@@ -284,10 +285,9 @@ def smallest_share(left: Tensor, energy: Tensor) -> tuple[Tensor, Tensor]:
     empty = scale <= torch.finfo(energy.dtype).tiny
     scale = torch.where(empty, 1.0, scale)[:, None, None]
     unit = torch.eye(energy.shape[1]).to(energy)
-    root = torch.linalg.cholesky(
-        torch.where(empty[:, None, None], unit, energy / scale) + 1e-12 * unit
-    )
-    half = torch.linalg.solve_triangular(root, left / scale, upper=False)
+    little = 1e-12 * unit  # added to both: the share of a v without energy is 1 too
+    root = torch.linalg.cholesky(torch.where(empty[:, None, None], unit, energy / scale) + little)
+    half = torch.linalg.solve_triangular(root, left / scale + little, upper=False)
     whole = torch.linalg.solve_triangular(root, half.mT, upper=False)
     shares, vectors = torch.linalg.eigh((whole + whole.mT) / 2)
     best = torch.linalg.solve_triangular(root.mT, vectors[:, :, :1], upper=True).squeeze(2)

@@ -31,7 +31,8 @@ def parts_of(ground: Ground, network: str) -> Parts:
         When the network has no training set of so many images of each class, or one that is not
         among the observed images.
     """
-    training: dict[str, Any] = ground.load(network)[1]["training"]
+    record = ground.load(network)[1]
+    training: dict[str, Any] = record["training"]
     where = f"params.yaml: networks.{network}.training"
     if not {"per_class", "offset", "others"} <= set(training):
         raise WrongValue(f"{where}: no training set is chosen there; an mlp has one")
@@ -45,7 +46,8 @@ def parts_of(ground: Ground, network: str) -> Parts:
             "observed (problems.membership.settings.per_class)"
         )
     members = torch.nonzero(~held_out & (ranks >= first) & (ranks < last)).flatten()
-    never = torch.nonzero(held_out & (ranks >= last + training["others"])).flatten()
+    others = training["others"] if record["arguments"]["fine_tuned"] else 0
+    never = torch.nonzero(held_out & (ranks >= last + others)).flatten()
     images = torch.from_numpy(ground.given["observed"])
     found = identification.near_duplicates(
         images[members].flatten(1), images[never].flatten(1), shape=tuple(images.shape[1:])
@@ -69,6 +71,6 @@ class Scorer(BaseScorer):
             )
         scores = self.means(membership.told(estimate[parts.members], estimate[parts.held_out]))
         counts = {"null_n": len(parts.held_out), "null_duplicates": parts.duplicates}
-        test_error = self.ground.load(run.record["network"])[1]["history"][-1]["test_error"]
+        test_error = self.ground.load(run.record["network"])[1]["epochs"][-1]["test_error"]
         found = {"n": len(parts.members), **counts, "test_error": test_error, **scores}
         return found, {key: scores[key] for key in ("tpr_0", "tpr_1", "auc")}
