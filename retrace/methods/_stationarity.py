@@ -28,6 +28,7 @@ FLOOR = 4.0  # noise reaches up to so many times its median singular value: 2.8 
 RIDGE = 1e-12  # see `Columns`
 BLOCK = 256  # images at once
 SAME_START = 1e-5  # from 1, within which a share of the start is 1, but for rounding
+REPEATED = 1e-4  # by which eigenvalues that are one differ, at most
 KINKED = ("relu", "leaky_relu")  # activations with a kink at 0
 
 Duals = Literal["outputs", "free"]
@@ -136,13 +137,17 @@ def kept_share(rows: Tensor, before: Tensor) -> float:
     """How much of its start weight decay has left in a layer, in [0, 1], of both (n_1, d + 1).
 
     rows = a before + a matrix of low rank, so that a is an eigenvalue of rows before^+ as many
-    times as there are dimensions without an image: the median, where these are most.
+    times as there are dimensions without an image: the median, where these are most. Where no
+    eigenvalue is repeated so often, nothing is known of a, and 1 is taken.
     """
     if before.shape[0] > before.shape[1]:
         rows, before = rows.T, before.T
     ratio = torch.linalg.lstsq(before.T, rows.T).solution
-    share = float(torch.linalg.eigvals(ratio).real.median())
-    return 1.0 if abs(share - 1) < SAME_START else min(max(share, 0.0), 1.0)
+    shares = torch.linalg.eigvals(ratio).real
+    share = shares.median()
+    repeated = float(((shares - share).abs() < REPEATED).double().mean()) >= 0.5
+    decayed = abs(float(share) - 1) > SAME_START
+    return min(max(float(share), 0.0), 1.0) if repeated and decayed else 1.0
 
 
 class Columns:
@@ -175,8 +180,7 @@ class Columns:
         scaled = self.columns[self.live] * (self.values / values[0]) / self.lengths[:, None]
         # The units' own scale is 1 / length: the ridge is in the scale of the equations.
         normal = scaled.T @ scaled
-        if rank:  # else nothing stands above the noise: every column lies outside
-            normal.diagonal().add_(ridge * normal.diagonal().max())
+        normal.diagonal().add_(ridge * normal.diagonal().max())
         factor = torch.linalg.cholesky(normal)
         self.half = torch.linalg.solve_triangular(factor, scaled.T, upper=False)  # M = 1 − HᵀH
 

@@ -5,7 +5,7 @@ A method or an architecture that is not named here, such as one's own, is not ch
 
 WITH_MEAN = ("convolutional", "dense", "masked", "prior")  # images to images, and their mean
 OF_IMAGES = ("convolutional", "dense", "denoiser", "gallery", "masked", "prior", "vae")
-LAYERED = ("classifier", "convolutional", "dense", "denoiser", "lstm", "margin", "masked")
+LAYERED = ("classifier", "convolutional", "dense", "denoiser", "lstm", "margin", "masked", "mlp")
 
 TAKES: dict[str, dict[str, tuple[str, ...]]] = {
     "autoencoding": {"one_pass": OF_IMAGES},
@@ -23,9 +23,11 @@ TAKES: dict[str, dict[str, tuple[str, ...]]] = {
         "posterior": ("prior",),
         "ridge": ("gaussian", "prior"),
     },
-    "training_data": dict.fromkeys(
-        ("kkt", "public_images", "row_differences", "sparse_span"), ("margin",)
-    ),
+    "training_data": {
+        **dict.fromkeys(("kkt", "row_differences", "sparse_span"), ("margin",)),
+        **dict.fromkeys(("public_images", "vertices"), ("margin", "mlp")),
+    },
+    "membership": dict.fromkeys(("loss", "stationarity"), ("mlp",)),
     "network_inversion": {
         "affine": ("regression",),
         "class_target": ("classifier", "lstm"),

@@ -20,6 +20,7 @@ from retrace.methods._stationarity import (
     chain_of,
     changed_rows,
     duals_of,
+    kept_share,
     rank_above_noise,
     smallest_share,
 )
@@ -243,16 +244,6 @@ def test_an_image_that_switches_nothing_on_is_as_far_as_can_be(duals: Any) -> No
     assert residuals.tolist() == [1, 1, 1] and fitted.isfinite().all()
 
 
-@pytest.mark.parametrize("duals", ["outputs", "free"])
-def test_a_network_as_it_was_drawn_holds_no_column(duals: Any) -> None:
-    torch.manual_seed(0)
-    columns = columns_of(mlp.Network(shape=[5, 4], widths=[40, 12]))
-    assert len(columns.values) == 0
-    residuals, fitted = columns.fit(images_of(5), duals=duals)
-    torch.testing.assert_close(residuals, torch.ones(5).double(), rtol=0, atol=1e-3)
-    assert fitted.shape == (5, 0)
-
-
 @pytest.fixture(scope="module", params=["tanh", "gelu"])
 def still(request: pytest.FixtureRequest) -> tuple[mlp.Network, Tensor, Tensor]:
     """A network at a standstill of gradient descent with a decay of 0.01, its 9 images and their
@@ -311,11 +302,24 @@ def test_the_rank_of_few_dimensions_and_noise(rank: int, noise: float) -> None:
         assert rank_above_noise(torch.linalg.svdvals(scale * matrix)) == rank
 
 
-def test_of_noise_alone_nothing_counts() -> None:
+def test_where_nothing_stands_above_the_rest_all_counts() -> None:
     torch.manual_seed(0)
-    for rows, columns in ((200, 101), (101, 101), (50, 400)):
-        assert rank_above_noise(torch.linalg.svdvals(torch.randn(rows, columns).double())) == 0
-    assert rank_above_noise(torch.zeros(5)) == rank_above_noise(torch.zeros(0)) == 0
+    for rows, columns in ((200, 101), (50, 400)):
+        values = torch.linalg.svdvals(torch.randn(rows, columns).double())
+        assert rank_above_noise(values) == len(values)
+
+
+def test_what_weight_decay_has_left_of_the_start_is_found_and_subtracted() -> None:
+    generator = torch.Generator().manual_seed(0)
+    for rows in (30, 60):  # fewer and more than columns
+        before = torch.randn(rows, 41, generator=generator, dtype=torch.float64)
+        change = torch.randn(rows, 6, generator=generator, dtype=torch.float64)
+        change = change @ torch.randn(6, 41, generator=generator, dtype=torch.float64)
+        for share in (1.0, 0.93, 0.2):
+            assert kept_share(share * before + change, before) == pytest.approx(share, abs=1e-9)
+    # Of a change in all directions nothing can be said.
+    everywhere = torch.randn(30, 41, generator=generator, dtype=torch.float64)
+    assert kept_share(before[:30] + everywhere, before[:30]) == 1
 
 
 def test_what_is_exactly_zero_is_noise_and_of_a_long_spectrum_nearly_all_counts() -> None:

@@ -32,10 +32,6 @@ FULL_RANK = (
     "pixels: more training images than the span can hold, or a start that is still there. Every "
     "image lies in it, so that there is nothing to search"
 )
-NO_RANK = (
-    "vertices: the first layer's rows have no dimension above their noise: the network is as it "
-    "was drawn, or as good as, so that there is nothing to search"
-)
 FULL = 0.75  # share of the pixels above which a row space has no vertices that tell anything
 FEWEST = 3  # certified images from which on it is worth while to take them away
 EVERYWHERE = 2  # rounds that search the whole row space even where images are certified
@@ -107,9 +103,8 @@ def reconstruct(
     columns = Columns(chain, rows)
     rank, pixels = len(columns.values), len(chain.mean)
     pool, residual = torch.zeros(0, pixels), torch.zeros(0)
-    if rank == 0 or rank > FULL * pixels:
-        message = FULL_RANK if rank else NO_RANK
-        warnings.warn(message.format(rank=rank, pixels=pixels), stacklevel=2)
+    if rank > FULL * pixels:
+        warnings.warn(FULL_RANK.format(rank=rank, pixels=pixels), stacklevel=2)
         return {"estimate": pool.unflatten(1, shape), "residual": residual}
     space = RowSpace(rows, chain.mean, rank)
     search = Search(shape, passes, iterations, penalty, faint)
