@@ -98,13 +98,21 @@ def test_metrics_hold_what_the_contract_says(finished: Path) -> None:
         expected = INTERVALS | {"mse_over_ridge", "known_residual", "agreement"}
         assert expected <= set(mask)
         assert mask["mse_low"] <= mask["mse"] <= mask["mse_high"]
-    for run, candidates in (("sparse_span", range(1, 11)), ("kkt", [10])):
+    for run, members, candidates in (
+        ("sparse_span", 8, range(1, 11)),
+        ("kkt", 8, [10]),
+        ("vertices", 10, range(1, 11)),
+    ):
         scores = json.loads(
             (finished / f"metrics/training_data/training_data-{run}.json").read_text()
         )
         assert common | {"identified", "null_identified", "threshold", "matched"} <= set(scores)
-        assert scores["n"] == 8 and scores["candidates"] in candidates
+        assert scores["n"] == members and scores["candidates"] in candidates
         assert scores["identified_low"] <= scores["identified"] <= scores["identified_high"]
+    for run in ("stationarity", "loss"):
+        scores = json.loads((finished / f"metrics/membership/membership-{run}.json").read_text())
+        assert common | {"tpr_0", "tpr_1", "auc", "auc_low", "auc_high", "null_n"} <= set(scores)
+        assert scores["n"] == 10 and 0 <= scores["auc"] <= 1 and 0 < scores["null_n"] <= 300
     scores = json.loads(
         (finished / "metrics/network_inversion/network_inversion-linear.json").read_text()
     )
@@ -176,9 +184,10 @@ def test_only_what_depends_on_a_change_runs_and_back_comes_from_the_cache(
 
 def test_one_run_for_each_network_and_reconstruction(finished: Path) -> None:
     runs = {run["name"]: run for run in runs_of(finished)}
-    networks = {"gaussian", "classifier", "ffnn", "margin", "linear", "vae"}
+    networks = {"gaussian", "classifier", "ffnn", "margin", "mlp", "linear", "vae"}
     assert set(runs) == networks | {
-        *("ffnn", "mean", "ridge", "known", "sparse_span", "kkt", "gauss_newton")
+        *("ffnn", "mean", "ridge", "known", "sparse_span", "kkt", "vertices"),
+        *("stationarity", "loss", "gauss_newton"),
     }
     everything = runs_of(finished)
     assert len(everything) == ALL and all(run["status"] == "FINISHED" for run in everything)

@@ -258,6 +258,7 @@ def test_a_trial_scores_as_the_stages_do(workspace: Path, monkeypatch: pytest.Mo
     runs = {
         *("autoencoding-ffnn", "imputation-known", "training_data-sparse_span"),
         *("decoder_inversion-gauss_newton", "network_inversion-linear"),
+        *("training_data-vertices", "membership-stationarity", "membership-loss"),
     }
     unchanged = {
         "runs": sorted(runs),
@@ -272,7 +273,7 @@ def test_a_trial_scores_as_the_stages_do(workspace: Path, monkeypatch: pytest.Mo
     (row,) = table("small")
     found = read_json(Path(f"data/sweeps/trials/{row['trial']}.json"))["runs"]
     assert found.keys() == {*runs, "imputation-ridge"} and "imputation-ridge/mse" not in row
-    for network in ("gaussian", "classifier", "ffnn", "margin", "linear", "vae"):
+    for network in ("gaussian", "classifier", "ffnn", "margin", "mlp", "linear", "vae"):
         train.main(network)
     masks.main()
     for problem in content["problems"]:
