@@ -1,6 +1,7 @@
-"""How steadily attacks find training images, how it grows, and what drives it: three sweeps.
+"""How steadily attacks find training images, how it grows, and what drives it: four sweeps.
 
 `sets`: two disjoint sets of 500 images, three trainings of the network each, three attacks.
+`ordinary`: networks as people train them, three disjoint sets of images and seeds each.
 `growth`: sets of 50 to 1,000 images: seconds, at cheap settings: half the units, few steps, a short
 attack. Its matches say little.
 `drivers`: 50 images and a small network, one thing changed at a time: what makes images come out of
@@ -77,7 +78,17 @@ DRIVEN = [
     }
     for changes in DRIVERS.values()
 ]
-PARTS = {"sets": [SETS], "growth": [GROWTH], "drivers": DRIVEN}
+ORDINARY = [
+    {
+        "runs": [f"training_data-{name}"],
+        "vary": [
+            {f"networks.{name}.training.{key}": [value] for key, value in choice.items()}
+            for choice in ({"offset": 100 * i, "seed": i} for i in range(3))
+        ],
+    }
+    for name in ("ordinary_50", "ordinary_100", "ordinary_200", "fine_tuned_100")
+]
+PARTS = {"sets": [SETS], "ordinary": ORDINARY, "growth": [GROWTH], "drivers": DRIVEN}
 Points = dict[str, dict[str, Any]]
 
 
@@ -181,8 +192,8 @@ def main(part: str | None, *, limit: int | None) -> None:
         panels = [measure(name, section, limit=limit) for section in PARTS[name]]
         points = {key: point for panel in panels for key, point in panel.items()}
         stored["points"][name] = points
-        if name == "sets":
-            stored["summary_of_sets"] = spread_of(points)
+        if name in ("sets", "ordinary"):
+            stored[f"summary_of_{name}"] = spread_of(points)
         write_result(NAME, stored)
         show(name, points)
         if name == "drivers":

@@ -59,7 +59,7 @@ def digits(digit_splits: dict[str, dict[str, Any]]) -> tuple[Tensor, Tensor, Ten
 @pytest.fixture(scope="module")
 def given(digits: tuple[Tensor, Tensor, Tensor]) -> Given:
     images, labels, held_out = digits
-    network = trained(images[:COUNT], labels[:COUNT], seed=3, steps=4000, decay=4e-3)
+    network = trained(images[:COUNT], labels[:COUNT], seed=3, steps=1500, decay=0.01)
     return Given(network, images[:COUNT], held_out)
 
 
@@ -198,10 +198,10 @@ def test_colours(given: Given) -> None:
     deviation = [0.3, 0.4, 0.5]
     torch.manual_seed(0)
     network = nn.Sequential(nn.Linear(768, 80), nn.ReLU(), nn.Linear(80, 10))
-    optimiser = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9, weight_decay=4e-3)
+    optimiser = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01)
     scale = torch.tensor(deviation).repeat_interleave(256)
     inputs = (coloured[:COUNT].flatten(1) - 0.3) / scale
-    for _ in range(4000):
+    for _ in range(1500):
         optimiser.zero_grad()
         nn.functional.cross_entropy(network(inputs), torch.arange(COUNT) % 10).backward()
         optimiser.step()

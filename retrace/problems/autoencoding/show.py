@@ -33,7 +33,7 @@ from retrace.report.pictures import COLOURS, TRACKED, mosaic
 
 PROBLEM = "autoencoding"
 TITLE = "Autoencoding"
-ORDER = 5
+ORDER = 6
 LEAD = (
     "An image passes through an autoencoder’s bottleneck. How much of it comes out again, and how "
     "much would PCA keep with as many numbers?"

@@ -37,7 +37,7 @@ from retrace.report.pictures import TRACKED, code, mosaic
 
 PROBLEM = "decoder_inversion"
 TITLE = "Decoder inversion"
-ORDER = 4
+ORDER = 5
 LEAD = (
     "An image that a decoder made from a code. Which code was it, and which code comes nearest for "
     "a real image that no code produced?"

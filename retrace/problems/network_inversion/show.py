@@ -38,7 +38,7 @@ from retrace.report.pictures import COLOURS, TRACKED, coloured, mosaic, shades
 
 PROBLEM = "network_inversion"
 TITLE = "Network inversion"
-ORDER = 3
+ORDER = 4
 LEAD = (
     "A wanted output: a number, a class, an answer of one hidden unit, a gate that shuts. Which "
     "input gives it, or is there provably none?"
