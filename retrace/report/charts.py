@@ -23,6 +23,7 @@ from matplotlib.figure import Figure
 INK, LINE, FAINT = "#010203", "#040506", "#777777"  # stand for the page's own colours
 PAPER = {"ink": "#1d2328", "line": "#e0dfda", "paper": "white"}  # of a PNG
 SIZE = (5.2, 3.7)  # inches; on a phone, 9 points stay legible
+LONG = 16  # characters of a curve's name, from which on two stand in a row of the legend
 MARKERS = "osD^vP*Xph<>"
 LETTER = 5.4  # points that a letter of a name takes
 SHIFTS = [0, 7, -7, *(sign * step for step in range(12, 80, 6) for sign in (1, -1))]  # points
@@ -205,5 +206,7 @@ def lines(
         axes.axvline(at, color=FAINT, linestyle="dotted")
     if diagonal:
         axes.axline((1, 1), slope=1, color=FAINT, linewidth=1)
-    figure.legend(loc="outside lower center", ncols=min(3, len(series)))
+    # Three long names would not fit side by side.
+    across = 2 if max(map(len, series), default=0) > LONG else 3
+    figure.legend(loc="outside lower center", ncols=min(across, len(series)))
     return figure

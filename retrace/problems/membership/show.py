@@ -49,7 +49,9 @@ def section(state: State) -> Section:
     runs = state.scores(PROBLEM)
     runs = dict(sorted(runs.items(), key=lambda item: (item[1]["n"], -item[1]["tpr_0"])))
     greys = [name for name, s in runs.items() if s["method"] == TRIVIAL]
-    best = max(runs, key=lambda name: (name not in greys, runs[name]["tpr_0"], runs[name]["n"]))
+    # The best of those beside which the loss stands.
+    beside = {runs[name]["network"] for name in greys}
+    best = max(runs, key=lambda n: (n not in greys, runs[n]["network"] in beside, runs[n]["tpr_0"]))
     blocks: list[Block] = [table(runs, grey=greys)]
     ground = Ground(PROBLEM)
     curves: dict[str, tuple[list[float], list[float]]] = {}
