@@ -66,7 +66,12 @@ def section(state: State) -> Section:
             curves[name] = [max(rate, LEAST) for rate in false], true
             groups[name] = cases_of(state, name, values, parts, ground)
             if name == best:
-                pictures = groups[name][1].strips[:1]
+                told, *_, missed, null = (case.strips[0] for case in groups[name])
+                pictures = [
+                    Strip("member told", told.images[:1], "a member with a high score"),
+                    Strip("missed", missed.images[-1:], "the member with the lowest score"),
+                    Strip("not seen", null.images[:1], "the held-out image with the highest"),
+                ]
     blocks.append(chart(runs, curves, grey=greys))
     if groups:
         blocks.append(
