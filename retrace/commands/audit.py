@@ -34,12 +34,13 @@ from retrace.pipeline.artifacts import (
 from retrace.pipeline.command import Refusal, run
 from retrace.pipeline.params import Params, load
 from retrace.problems.training_data.audit import Audit, attack_on, audit
-from retrace.problems.training_data.plain import ACTIVATIONS, network_of
+from retrace.problems.training_data.plain import network_of
 from retrace.report.pictures import scale_of, sheet, split_rows, stacked
 from retrace.types import BadInput
 
 PICKLES = (".pt", ".pth", ".bin", ".pkl", ".ckpt")
 ARCHITECTURES = ("linear",)
+ACTIVATIONS = ("relu", "leaky_relu", "gelu", "tanh")  # a copy: help imports nothing heavy
 STANDS_OUT = 0.05  # cosine of two first layers: of independent ones about 0.002
 SMALL = 64  # pixels of a side, up to which colours are taken as they are
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, commit, execute
+from conftest import ROOT, TINY, commit, execute, write_params
 from dvc.utils.serialize import dumps_yaml, load_yaml
 
 from retrace.commands.mend import BROKEN, LOCK, mend
@@ -279,13 +279,16 @@ def test_where_git_refuses_its_words_are_told_and_nothing_is_lost(
         assert (repository / LOCK).read_text(encoding="utf-8") == broken
 
 
-@pytest.mark.parametrize("command", ["mend", "run"])
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [("mend", "no pipeline is here; run from the folder of"), ("run", "params.yaml is missing")],
+)
 def test_where_there_is_no_pipeline_nothing_is_made(
-    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    command: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """DVC takes a folder that holds a .dvc for the root of a repository."""
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(Refusal, match="no pipeline is here; run from the folder of"):
+    with pytest.raises(Refusal, match=said):
         import_module(f"retrace.commands.{command}").main()
     assert not list(tmp_path.iterdir())
 
@@ -328,10 +331,13 @@ def test_dvc_works_where_there_is_no_repository(
     assert not execute(sys.executable, "-m", "retrace", "mend", cwd=plain, **extra).stdout
     for path in (".dvc/config.local", "dvc.lock"):
         (plain / path).unlink(missing_ok=True)
+    text = (plain / "params.yaml").read_bytes()
+    write_params(plain, TINY)  # which are checked before
     assert (
         "core.no_scm"
         in execute(sys.executable, "-m", "retrace", "run", cwd=plain, check=False, **extra).stdout
     )
+    (plain / "params.yaml").write_bytes(text)
     assert "train@x" in execute(dvc, "status", cwd=plain, **extra).stdout
     execute("git", "init", "--quiet", cwd=plain)
     execute(dvc, "config", "--local", "--unset", "core.no_scm", cwd=plain)

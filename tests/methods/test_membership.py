@@ -86,8 +86,7 @@ def test_an_image_without_any_distance_has_a_finite_score(
 
 def test_a_network_as_it_was_drawn_tells_nothing() -> None:
     untrained = problem(steps=0)
-    scores = scores_of(stationarity, untrained)
-    assert scores.abs().max() < 1e-6  # all images are as far as can be
+    assert 0.25 < area(scores_of(stationarity, untrained), untrained) < 0.75
     assert 0.35 < area(scores_of(loss, untrained), untrained) < 0.65
 
 

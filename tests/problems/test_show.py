@@ -63,7 +63,7 @@ def test_pictures_of_candidates_have_the_same_size_whatever_was_found(
     ground = Ground(
         "training_data",
         split=lambda name: split,
-        load=lambda name: (nn.Identity(), {"training": training}),
+        load=lambda name: (nn.Identity(), {"architecture": "margin", "training": training}),
     )
     shown = list(training_data.pictures(Run("run", {"network": "x"}, arrays), ground))
     if count == 0:
@@ -98,7 +98,8 @@ def workspace(
             "first_deviation": 0.1,
         }
         networks[network] = {"architecture": "margin", "arguments": {}, "training": training}
-        record = {"seconds": 3.0, "training": training, "epochs": [{"smallest_margin": 1.0}]}
+        record = {"seconds": 3.0, "epochs": [{"smallest_margin": 1.0}]}
+        record |= {"architecture": "margin", "training": training}
         write_json(Path(f"models/{network}.json"), record)
         save_checkpoint(
             Margin(**arguments),

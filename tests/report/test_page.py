@@ -282,7 +282,7 @@ def test_the_page_of_a_pipeline(finished: Path, tmp_path: Path) -> None:
     assert len(first) < 5_000_000
     text = first.decode()
     found = [text.index(f'<section id="{problem}">') for problem in ordered()]
-    assert found == sorted(found) and len(found) == len(names()) == 5
+    assert found == sorted(found) and len(found) == len(names()) == 6
     for name in ("known", "mean", "kkt", "sparse_span", "linear", "gauss_newton", "ffnn"):
         assert f'<th scope="row">{name}</th>' in text
     commit = execute("git", "rev-parse", "HEAD", cwd=folder).stdout.strip()
