@@ -273,7 +273,7 @@ def test_scores_and_report_of_files(workspace: Path, capsys: pytest.CaptureFixtu
     assert summary.headline == "100% of 50 members told" and summary.method == "all"
     assert f"none of {found['all']['null_n']} images" in summary.meaning
     assert summary.baseline == "0.0% (by the loss)" and summary.runs == 3
-    assert len(summary.pictures) == 1 and summary.pictures[0].images.shape[1:] == (28, 28)
+    assert [strip.images.shape for strip in summary.pictures] == [(1, 28, 28)] * 3
     table, chart, gallery = section.blocks
     assert isinstance(table, Table) and isinstance(chart, Chart) and isinstance(gallery, Gallery)
     assert list(gallery.groups) == ["all", "half", "loss"] and gallery.first == "all"
