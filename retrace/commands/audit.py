@@ -181,11 +181,9 @@ def image_in(path: Path) -> Array:
     return convert(path).image[None]
 
 
-def seed_start(
-    weights: nn.Module | dict[str, Tensor], seeds: str, architecture: str | None
-) -> dict[str, Tensor]:
+def seed_start(first: Tensor, seeds: str, architecture: str | None) -> dict[str, Tensor]:
     """The first layer that PyTorch draws after the seed of a range, FIRST:LAST, whose weights
-    resemble the network's most. Refused where none stands out."""
+    resemble those of the network's first (n_1, d) most. Refused where none stands out."""
     if architecture is None:
         raise Refusal(
             f"--seed-range {seeds}: --architecture is missing, which says how the layers are drawn "
@@ -194,7 +192,6 @@ def seed_start(
     bounds = re.fullmatch(r"(\d{1,9}):(\d{1,9})", seeds)
     if not bounds or int(bounds[1]) >= int(bounds[2]):
         raise Refusal(f"--seed-range {seeds}: FIRST:LAST is needed, as 0:1000, the last left out")
-    first = network_of(weights, shape=()).get_parameter("layers.0.weight")
     wanted = nn.functional.normalize(first.detach().flatten(), dim=0)
     cosines: dict[int, float] = {}
     best: tuple[float, dict[str, Tensor]] = (-1.0, {})
@@ -280,24 +277,18 @@ def main(
     arrays = read_images(data, option="--data") if data else {}
     given = read_images(null, option="--null")["images"] if null else arrays.get("held_out")
     weights, dataset = read_weights(checkpoint)
-    begun = read_weights(start)[0] if start else None
-    if seed_range:
-        begun = seed_start(weights, seed_range, architecture)
     held_out = validation_images(dataset) if given is None and data else given
-    described: dict[str, Any] = {
-        "start": begun,
-        "mean": mean,
-        "deviation": deviation,
-        "activation": activation,
-        "shape": shape,
-    }
+    described: dict[str, Any] = {"mean": mean, "deviation": deviation, "activation": activation}
+    size = tuple(arrays["images"].shape[1:]) if data else tuple(shape or ())
+    if start:
+        described["start"] = read_weights(start)[0]
     scoring = params.scoring
     try:
-        network = network_of(
-            weights,
-            shape=tuple(arrays["images"].shape[1:]) if data else tuple(shape or ()),
-            **{key: value for key, value in described.items() if key != "shape"},
-        )
+        network = network_of(weights, shape=size, **described)
+        if seed_range:
+            first = network.get_parameter("layers.0.weight")
+            described["start"] = seed_start(first, seed_range, architecture)
+            network = network_of(weights, shape=size, **described)
         attack = attack_on(network).__name__.rpartition(".")[2]
         chosen = settings_of(settings, params, attack=attack)
         total = chosen.get("rounds")
@@ -311,6 +302,7 @@ def main(
                 arrays.get("images"),
                 held_out,
                 **described,
+                shape=shape,
                 distinct_null=given is None,
                 means=partial(means_with_intervals, resamples=scoring.resamples, seed=scoring.seed),
                 callback=progress,

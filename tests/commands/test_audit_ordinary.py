@@ -17,6 +17,7 @@ from retrace.commands import audit
 from retrace.pipeline.artifacts import write_arrays
 from retrace.pipeline.command import Refusal
 from retrace.problems.training_data import audit as library
+from retrace.problems.training_data import plain
 from retrace.types import BadInput
 
 pytestmark = pytest.mark.numerical
@@ -213,6 +214,17 @@ def test_colours(given: Given) -> None:
     assert found.scores["null_matched"]["0.99"] == 0
 
 
+def test_a_start_in_the_file_needs_no_bias(given: Given) -> None:
+    tensors = dict(given.network.state_dict())
+    tensors["start_weight"] = tensors["0.weight"] / 2
+    network = plain.network_of(tensors, shape=(28, 28))
+    assert not network.get_buffer("start_bias").any()
+
+
+def test_the_command_knows_the_activations_of_the_library() -> None:
+    assert audit.ACTIVATIONS == plain.ACTIVATIONS
+
+
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a start of another shape": (
         {"start": Path("narrow.safetensors")},
@@ -243,6 +255,14 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "not a mean": ({"mean": [float("nan")]}, "not finite"),
     "a mean outside the box": ({"mean": [33.3]}, "--mean goes up to 33.3"),
     "NaN": ({"checkpoint": "nan.safetensors"}, "nan.safetensors: some weights of the network"),
+    "seeds of a network that is not finite": (
+        {"checkpoint": "nan.safetensors", "seed_range": "0:3", "architecture": "linear"},
+        "nan.safetensors: some weights of the network",
+    ),
+    "seeds of no chain": (
+        {"checkpoint": "branch.safetensors", "seed_range": "0:3", "architecture": "linear"},
+        "branch.safetensors: ",
+    ),
     "no chain": ({"checkpoint": "branch.safetensors"}, "this is no chain"),
     "another size": ({"data": Path("small.npy")}, "the network takes 784"),
     "settings of another attack": (

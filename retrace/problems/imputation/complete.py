@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from retrace import load
 from retrace.methods import imputation
-from retrace.pipeline.command import Refusal
-from retrace.pipeline.params import GIVEN, PARAMS, bind, shown
+from retrace.pipeline.params import shown
 from retrace.problems.architectures import objection
+from retrace.problems.settings import checked
 from retrace.types import SIDE, BadInput
 
 
@@ -76,7 +76,7 @@ def complete(
         raise BadInput(f"network = {shown(network)}: a Module, a name or a path is needed")
     loaded = network if isinstance(network, nn.Module) else load(network)
     if str(getattr(function, "__module__", "")).startswith(imputation.__name__):  # one of ours
-        settings = checked(function, loaded, settings)
+        settings = settings_of(function, loaded, settings)
     answer = function(loaded, observed.reshape(-1, SIDE, SIDE), **settings)
     answers: dict[str, Tensor] = answer if isinstance(answer, dict) else {"estimate": answer}
     if not all(bool(torch.isfinite(value).all()) for value in answers.values()):
@@ -111,21 +111,18 @@ def named(method: str) -> Callable[..., Any]:
     return function
 
 
-def checked(
+def settings_of(
     function: Callable[..., Any], network: nn.Module, settings: dict[str, Any]
 ) -> dict[str, Any]:
-    """The settings of one of our methods, checked by the schema that params.yaml is checked by;
-    refused too where the method cannot work with the network's architecture."""
+    """The settings of one of our methods, see `checked`; refused too where the method cannot work
+    with the network's architecture."""
     method = function.__module__.rpartition(".")[2]
     architecture = type(network).__module__.removeprefix("retrace.networks.")
     if wrong := objection("imputation", method, architecture):
         raise BadInput(f"network: {wrong}")
     watched = {key: value for key, value in settings.items() if key == "callback"}
     rest = {key: value for key, value in settings.items() if key not in watched}
-    try:
-        return bind(function, rest, where="", given=GIVEN) | watched
-    except Refusal as refusal:
-        raise BadInput(str(refusal).removeprefix(f"{PARAMS}: ")) from None
+    return checked(function, rest) | watched
 
 
 def tensor_of(name: str, values: Any) -> Tensor:

@@ -5,7 +5,6 @@ afterwards, and so are images that the network never saw, as many as there are: 
 the null nearly equals one of the images is taken out and named.
 """
 
-import inspect
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -31,8 +30,7 @@ from retrace.measures.quality import means_with_intervals
 from retrace.methods._stationarity import Columns, chain_of, changed_rows
 from retrace.methods.training_data import sparse_span, vertices
 from retrace.methods.training_data.row_differences import two_hidden_layers
-from retrace.pipeline.command import Refusal
-from retrace.pipeline.params import GIVEN, bind
+from retrace.problems.settings import checked
 from retrace.problems.training_data.plain import Floats, Plain, fitting, network_of
 from retrace.problems.training_data.score import score_candidates
 from retrace.types import BadInput, Callback, Means, ignore
@@ -63,10 +61,9 @@ class Audit(NamedTuple):
         do; ``seconds``. Where images were given, also those of `score_candidates`, with ``n``, the
         images; ``claim``, what the null can say; ``null_highest``, the position of the held-out
         image that is matched best; ``null_suspects``, positions of those that are matched as
-        hardly any image never seen is;
-        what was taken out: ``image_repeats``, ``null_removed`` and ``null_repeats``, positions
-        and the correlation of the two; and ``membership`` (see `membership_of`). Positions are
-        those in what was given, from 0 on.
+        hardly any image never seen is; what was taken out: ``image_repeats``, ``null_removed`` and
+        ``null_repeats``, positions and the correlation of the two; and ``membership`` (see
+        `membership_of`). Positions are those in what was given, from 0 on.
     candidates : (K, *shape) float32
         In [0, 1], the likeliest first.
     residual : (K,) float32
@@ -162,7 +159,9 @@ def audit(
         activation=activation,
     )
     attack = attack_on(network)
-    settings = checked(attack, settings)
+    if attack is sparse_span:
+        settings = {**settings, "public_starts": 0}
+    settings = checked(attack.reconstruct, settings, where="settings")
     chain = chain_of(network)
     rows, duals = changed_rows(network, chain)
     columns = Columns(chain, rows)
@@ -219,17 +218,6 @@ def attack_on(network: Plain) -> ModuleType:
             return vertices
         return sparse_span
     return vertices
-
-
-def checked(attack: ModuleType, settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings of an attack with its defaults, by its annotations."""
-    accepted = inspect.signature(attack.reconstruct).parameters
-    if "public_starts" in accepted:
-        settings = {**settings, "public_starts": 0}
-    try:
-        return bind(attack.reconstruct, settings, where="settings", given=GIVEN)
-    except Refusal as refusal:
-        raise BadInput(str(refusal).removeprefix("params.yaml: ")) from None
 
 
 def seen(columns: Columns, *, inputs: int) -> dict[str, Any]:

@@ -26,7 +26,7 @@ Floats = float | Sequence[float] | Tensor | None
 
 
 class Plain(nn.Module):
-    """A network of Linear layers with ReLU in between, as its tensors give it.
+    """A network of Linear layers with an activation in between, as its tensors give it.
 
     Attributes
     ----------
@@ -91,7 +91,9 @@ class Plain(nn.Module):
         if not bool((deviation > 0).all()):
             raise BadInput(f"deviation goes down to {float(deviation.min()):g}; above 0 is allowed")
         if "start_weight" in known:
-            self._take_start(linear[0].weight, known["start_weight"], known["start_bias"])
+            before = known["start_weight"]
+            bias = known.get("start_bias", before.new_zeros(before.shape[:1]))
+            self._take_start(linear[0].weight, before, bias)
 
     def _take_start(self, weight: Tensor, before: Tensor, bias: Tensor) -> None:
         if before.shape != weight.shape or bias.shape != weight.shape[:1]:
@@ -153,10 +155,11 @@ def network_of(
             tensors[name] = torch.as_tensor(value, dtype=torch.float32)
     if start is not None:
         begun = tensors_of(start, name="start")
-        first = min((key for key in begun if key.endswith("weight")), key=_natural, default="")
+        names = [key for key in begun if key.endswith("weight") and key not in KNOWN]
+        first = min(names, key=_natural, default="")
+        tensors["start_weight"] = before = begun.get(first, torch.zeros(0))
         bias = begun.get(first.removesuffix("weight") + "bias")
-        tensors["start_weight"] = begun.get(first, torch.zeros(0))
-        tensors["start_bias"] = torch.zeros(len(tensors["start_weight"])) if bias is None else bias
+        tensors["start_bias"] = before.new_zeros(before.shape[:1]) if bias is None else bias
     network = Plain(tensors, activation=activation or own)
     wanted = tuple(getattr(weights, "shape", ()))
     network.shape = fitting(shape, inputs=network.inputs, wanted=wanted, name="images")
