@@ -1,7 +1,8 @@
-"""How steadily attacks find training images, how it grows, and what drives it: four sweeps.
+"""How steadily attacks find training images, how it grows, and what drives it: sweeps.
 
 `sets`: two disjoint sets of 500 images, three trainings of the network each, three attacks.
 `ordinary`: networks as people train them, three disjoint sets of images and seeds each.
+`members`: networks of 500 and 5,000 images: which are told to be members, and that none is read.
 `growth`: sets of 50 to 1,000 images: seconds, at cheap settings: half the units, few steps, a short
 attack. Its matches say little.
 `drivers`: 50 images and a small network, one thing changed at a time: what makes images come out of
@@ -9,7 +10,7 @@ the weights.
 
 They run as `retrace.sweeps` does, so that nothing is measured twice, on as many processes as
 RETRACE_WORKERS says: one for seconds that are to be compared. About two hours on two free cores
-(estimated), most of them for `sets`. benchmarks/results/identification.json has each point; points
+(estimated), half of them for `sets`. benchmarks/results/identification.json has each point; points
 of parts that are not run stay as they were, also in the form that earlier code gave them.
 """
 
@@ -80,15 +81,35 @@ DRIVEN = [
 ]
 ORDINARY = [
     {
-        "runs": [f"training_data-{name}"],
+        "runs": [f"training_data-{name}", f"membership-{name}"],
         "vary": [
             {f"networks.{name}.training.{key}": [value] for key, value in choice.items()}
             for choice in ({"offset": 100 * i, "seed": i} for i in range(3))
         ],
+        "fixed": {"problems.membership.settings": {"per_class": 300}},  # so many are looked at
     }
-    for name in ("ordinary_50", "ordinary_100", "ordinary_200", "fine_tuned_100")
+    for name in ("ordinary_50", "ordinary_100", "ordinary_200", "fine_tuned_100", "adam_100")
 ]
-PARTS = {"sets": [SETS], "ordinary": ORDINARY, "growth": [GROWTH], "drivers": DRIVEN}
+MANY = "ordinary_1000"
+MEMBERS = {
+    "runs": [f"membership-{MANY}", "training_data-ordinary_100"],
+    "vary": [{f"networks.{MANY}.training.per_class": [50, 500]}],
+    "fixed": {
+        "problems.membership.settings": {"per_class": 500},
+        "runs.training_data-ordinary_100.network": MANY,
+    },
+}
+PARTS = {
+    "sets": [SETS],
+    "ordinary": ORDINARY,
+    "members": [MEMBERS],
+    "growth": [GROWTH],
+    "drivers": DRIVEN,
+}
+KEPT = (
+    *("candidates", "identified", "matched", "n", "null_matched", "null_n", "precision_at"),
+    *("threshold", "tpr_0", "tpr_0.1", "tpr_1", "auc", "test_error"),
+)
 Points = dict[str, dict[str, Any]]
 
 
@@ -97,9 +118,8 @@ def point_of(result: Result, run: str, values: dict[str, Any]) -> dict[str, Any]
     if result["refused"]:
         return {"values": values, "failed": result["refused"]}
     found = result["runs"][run]
-    kept = ("candidates", "identified", "matched", "n", "null_matched", "null_n", "precision_at")
     return {
-        **{key: found["scores"][key] for key in (*kept, "threshold")},
+        **{key: found["scores"][key] for key in KEPT if key in found["scores"]},
         "attack": {key: found["record"][key] for key in ("seconds", "peak_memory")},
         "training": {"seconds": found["scores"]["training_seconds"]},
         "values": values,
@@ -121,10 +141,11 @@ def measure(name: str, section: dict[str, Any], *, limit: int | None) -> Points:
 
 
 def spread_of(points: Points) -> dict[str, dict[str, dict[str, float]]]:
-    """Mean and range of the matches, by run and threshold."""
-    counts: dict[str, dict[str, list[int]]] = {}
+    """Mean and range of the matches, by run and threshold, or of the members told."""
+    counts: dict[str, dict[str, list[float]]] = {}
     for name, point in points.items():
-        for bar, count in point.get("matched", {}).items():
+        told = {key: value for key, value in point.items() if key.startswith("tpr_")}
+        for bar, count in point.get("matched", told).items():
             counts.setdefault(name.partition(":")[0], {}).setdefault(bar, []).append(count)
     return {
         run: {
@@ -137,24 +158,34 @@ def spread_of(points: Points) -> dict[str, dict[str, dict[str, float]]]:
 
 def show(part: str, points: Points) -> None:
     """Print a row for each point."""
-    rows = [
+    seconds = ["training, s", "attack, s"]
+    found = {name: p for name, p in points.items() if "failed" not in p}
+    read = [
         [
             name,
             *(f"{p['matched'][bar]} / {p['null_matched'][bar]}" for bar in THRESHOLDS),
             f"{p['identified']} of {p['n']}",
             *(f"{p[half]['seconds']:.0f}" for half in ("training", "attack")),
         ]
-        for name, p in points.items()
-        if "failed" not in p
+        for name, p in found.items()
+        if "matched" in p
     ]
-    columns = [
-        "",
-        *(f"NCC > {bar}" for bar in THRESHOLDS),
-        "identified",
-        "training, s",
-        "attack, s",
+    told = [
+        [
+            name,
+            *(f"{p[key]:.1%}" for key in ("tpr_0", "tpr_0.1", "tpr_1")),
+            f"{1 - p['test_error']:.1%}",
+            *(f"{p[half]['seconds']:.0f}" for half in ("training", "attack")),
+        ]
+        for name, p in found.items()
+        if "tpr_1" in p
     ]
-    print_table(f"{part}: training images matched / held-out images", columns, rows)
+    if read:
+        columns = ["", *(f"NCC > {bar}" for bar in THRESHOLDS), "identified", *seconds]
+        print_table(f"{part}: training images matched / held-out images", columns, read)
+    if told:
+        columns = ["", "at 0", "at 0.1 %", "at 1 %", "test accuracy", *seconds]
+        print_table(f"{part}: members told, by false positives", columns, told)
 
 
 def draw(panels: list[Points]) -> None:
@@ -192,7 +223,7 @@ def main(part: str | None, *, limit: int | None) -> None:
         panels = [measure(name, section, limit=limit) for section in PARTS[name]]
         points = {key: point for panel in panels for key, point in panel.items()}
         stored["points"][name] = points
-        if name in ("sets", "ordinary"):
+        if name in ("sets", "ordinary", "members"):
             stored[f"summary_of_{name}"] = spread_of(points)
         write_result(NAME, stored)
         show(name, points)

@@ -1,8 +1,12 @@
 """How well a score tells members of a training set from other images."""
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 from torch import Tensor
 
+LEVEL = 0.95  # of intervals
 # False-positive rates that may be allowed, by the ends of their keys in a metrics file, in percent.
 ALLOWED = {"0": 0.0, "0.1": 0.001, "1": 0.01}
 
@@ -28,6 +32,17 @@ def told(members: Tensor, held_out: Tensor) -> dict[str, Tensor]:
     below = torch.searchsorted(order, members.double(), right=False)
     equal = torch.searchsorted(order, members.double(), right=True)
     return {**found, "auc": (below + equal).double() / (2 * len(order))}
+
+
+def interval(rates: Sequence[float], count: int) -> tuple[list[float], list[float]]:
+    """Ends of the 95 % intervals of rates among so many (Clopper & Pearson 1934)."""
+    from scipy.special import betaincinv  # here: it takes 0.2 s
+
+    hits = np.asarray(rates) * count
+    low = betaincinv(hits, count - hits + 1, (1 - LEVEL) / 2)
+    high = betaincinv(hits + 1, count - hits, (1 + LEVEL) / 2)
+    # The distributions degenerate where none or all are hit.
+    return np.where(hits < 0.5, 0.0, low).tolist(), np.where(hits > count - 0.5, 1.0, high).tolist()
 
 
 def roc(members: Tensor, held_out: Tensor) -> tuple[list[float], list[float]]:

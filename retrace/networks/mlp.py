@@ -7,6 +7,7 @@ retrace/methods/_stationarity.py, which reads it from such networks.
 import math
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import islice, pairwise
 from typing import Annotated, Literal
 
@@ -14,6 +15,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from retrace.networks._private import Private
 from retrace.networks._training import Classifier, Progress, evaluate, unwatched
 from retrace.types import BadInput, Seed, Split
 
@@ -81,6 +83,8 @@ class Network(Classifier):
     outputs : int
         Classes.
     activation : "relu", "leaky_relu", "gelu" or "tanh"
+    dropout : float
+        Share of the hidden units that are left out in each step of training.
     mean, deviation : float
         Subtracted from the pixels, which are then divided: MNIST's by default.
     fine_tuned : bool
@@ -111,6 +115,7 @@ class Network(Classifier):
         widths: Annotated[Sequence[Annotated[int, Field(ge=2)]], Field(min_length=1)] = (500, 500),
         outputs: Annotated[int, Field(ge=2)] = 10,
         activation: Activation = "relu",
+        dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0,
         mean: Annotated[float, Field(ge=0, le=1)] = MNIST_MEAN,
         deviation: Annotated[float, Field(gt=0)] = MNIST_DEVIATION,
         fine_tuned: bool = False,
@@ -118,6 +123,7 @@ class Network(Classifier):
         super().__init__()
         self.shape = tuple(shape)
         self.activation = activation
+        self.dropout = dropout
         sizes = [math.prod(shape), *widths, outputs]
         self.layers = nn.ModuleList(nn.Linear(*pair) for pair in pairwise(sizes))
         self.register_buffer("mean", torch.full((sizes[0],), mean))
@@ -133,6 +139,8 @@ class Network(Classifier):
         hidden = (images.flatten(1) - self.mean) / self.deviation
         for layer in self.layers[:-1]:
             hidden = activate(layer(hidden))
+            if self.dropout:
+                hidden = nn.functional.dropout(hidden, self.dropout, self.training)
         return self.layers[-1](hidden)
 
     def fit(
@@ -150,6 +158,9 @@ class Network(Classifier):
         batch_size: Annotated[int, Field(ge=0)] = 32,
         schedule: Literal["constant", "cosine"] = "constant",
         steps: Annotated[int, Field(ge=0)] = 16000,
+        shift: Annotated[int, Field(ge=0)] = 0,
+        clip: Annotated[float, Field(ge=0)] = 0.0,
+        noise: Annotated[float, Field(ge=0)] = 0.0,
         others: Annotated[int, Field(ge=0)] = 2000,
         other_epochs: Annotated[int, Field(ge=1)] = 3,
         report_every: Annotated[int, Field(ge=1)] = 1000,
@@ -174,38 +185,36 @@ class Network(Classifier):
             Cosine takes the learning rate down to 0.
         steps : int
             0 leaves the network as it was drawn, or pretrained: a control.
+        shift : int
+            Augmentation: in each step each image is moved by up to so many pixels each way, at
+            random; what moves in is 0.
+        clip, noise : float
+            With a positive `clip`, differential privacy: see `Private`, by the package opacus. The
+            gradient of each image is cut to this length, and noise of `noise` times `clip` added to
+            their sum; each step takes each image with the same chance, `batch_size` on average.
         others, other_epochs : int
             Of a fine-tuned network, the images of each class that it is trained on before, by Adam,
             and how often each is seen. They are those that follow the training set.
         report_every : int
             Steps between two entries of the history.
         seed : int
-            Of the order of the images.
+            Of the order of the images, their shifts, dropout and noise.
 
         Returns
         -------
         list of dict
             ``epoch`` (a step), ``timestamp``, ``elapsed``, ``training_loss`` and
             ``training_error`` of the whole set, ``test_loss`` and ``test_error`` of the validation
-            images.
+            images; with noise ``epsilon``, the privacy spent so far.
 
         Raises
         ------
         BadInput
-            When the loss is not finite, or the set does not fit the network.
+            When the loss is not finite, the set does not fit the network, or opacus is missing.
         """
         images, labels, _ = training_set(training, per_class=per_class, offset=offset)
-        if images.shape[1] != len(self.mean):
-            raise BadInput(
-                f"shape = {list(self.shape)} has {len(self.mean)} values, the images have "
-                f"{images.shape[1]}"
-            )
-        classes, outputs = (
-            int(training[1].max()) + 1,
-            len(self(images[:1].unflatten(1, self.shape))[0]),
-        )
-        if classes > outputs:
-            raise BadInput(f"outputs = {outputs}: there are {classes} classes")
+        self._check(images, classes=int(training[1].max()) + 1, shift=shift)
+        torch.manual_seed(seed)  # of dropout; the weights were drawn before
         generator = torch.Generator().manual_seed(seed)
         if self.fine_tuned:
             if others == 0:
@@ -216,13 +225,7 @@ class Network(Classifier):
                 count=others,
                 name="offset + training.per_class + training.others",
             )
-            before = torch.optim.Adam(self.parameters(), lr=PRETRAINING_RATE, fused=True)
-            batches = shuffled(len(known), PRETRAINING_BATCH, generator)
-            for some in islice(batches, other_epochs * -(-len(known) // PRETRAINING_BATCH)):
-                self._step(before, training[0][known[some]], training[1][known[some]])
-            first = self.layers[0].state_dict()
-            self.start_weight.copy_(first["weight"])
-            self.start_bias.copy_(first["bias"])
+            self._pretrain(training[0][known], training[1][known], other_epochs, generator)
         chosen = _optimiser(
             optimiser,
             self.parameters(),
@@ -231,9 +234,19 @@ class Network(Classifier):
             weight_decay=weight_decay,
         )
         scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(chosen, max(steps, 1))
-        history: list[dict[str, float]] = []
         images = images.unflatten(1, self.shape)
-        batches = shuffled(len(images), batch_size or len(images), generator)
+        size = min(batch_size or len(images), len(images))
+        private = None
+        if clip or noise:
+            share = size / len(images)
+            private = Private(
+                self, chosen, clip=clip, noise=noise, share=share, size=size, seed=seed
+            )
+            batches = sampled(len(images), share, generator)
+        else:
+            batches = shuffled(len(images), size, generator)
+        step_on = private.step if private else partial(self._step, chosen)
+        history: list[dict[str, float]] = []
         started = time.time()
         for step, some in enumerate(islice(batches, steps + 1)):
             if step % report_every == 0 or step == steps:
@@ -244,6 +257,8 @@ class Network(Classifier):
                     measures = evaluate(self, *split)
                     entry[f"{name}_loss"] = measures["cross_entropy"]
                     entry[f"{name}_error"] = measures["error"]
+                if noise and private:
+                    entry["epsilon"] = private.spent()
                 if not math.isfinite(entry["training_loss"]):
                     raise BadInput(
                         f"learning_rate = {learning_rate:g}: the training loss is not finite at "
@@ -252,12 +267,38 @@ class Network(Classifier):
                 history.append(entry)
                 progress(entry)
             if step < steps:
-                self._step(chosen, images[some], labels[some])
+                step_on(shifted(images[some], shift, generator), labels[some])
                 if schedule == "cosine":
                     scheduler.step()
+        if private:
+            private.end()
         return history
 
+    def _check(self, images: Tensor, *, classes: int, shift: int) -> None:
+        if images.shape[1] != len(self.mean):
+            raise BadInput(
+                f"shape = {list(self.shape)} has {len(self.mean)} values, the images have "
+                f"{images.shape[1]}"
+            )
+        if classes > (outputs := len(self.layers[-1].bias)):  # type: ignore[arg-type]
+            raise BadInput(f"outputs = {outputs}: there are {classes} classes")
+        if shift >= min(self.shape[-2:]):
+            raise BadInput(f"shift = {shift}: images have {list(self.shape[-2:])} pixels")
+
+    def _pretrain(
+        self, images: Tensor, labels: Tensor, epochs: int, generator: torch.Generator
+    ) -> None:
+        """Train on others by Adam, and keep the first layer."""
+        before = torch.optim.Adam(self.parameters(), lr=PRETRAINING_RATE, fused=True)
+        batches = shuffled(len(images), PRETRAINING_BATCH, generator)
+        for some in islice(batches, epochs * -(-len(images) // PRETRAINING_BATCH)):
+            self._step(before, images[some], labels[some])
+        first = self.layers[0].state_dict()
+        self.start_weight.copy_(first["weight"])
+        self.start_bias.copy_(first["bias"])
+
     def _step(self, optimiser: torch.optim.Optimizer, images: Tensor, labels: Tensor) -> None:
+        self.train()
         optimiser.zero_grad()
         self.loss(images, labels).backward()
         optimiser.step()
@@ -267,6 +308,31 @@ def shuffled(count: int, size: int, generator: torch.Generator) -> Iterator[Tens
     """Positions of so many images in batches, each time all of them in another order, for ever."""
     while True:
         yield from torch.randperm(count, generator=generator).split(size)
+
+
+def sampled(count: int, share: float, generator: torch.Generator) -> Iterator[Tensor]:
+    """Positions of so many images in batches, each image in each batch with the same chance, for
+    ever: the sampling that differential privacy counts on."""
+    while True:
+        yield torch.nonzero(torch.rand(count, generator=generator) < share).flatten()
+
+
+def shifted(images: Tensor, most: int, generator: torch.Generator) -> Tensor:
+    """Images (m, *shape), each moved by up to so many pixels each way; what moves in is 0."""
+    if most == 0:
+        return images
+    height, width = images.shape[-2:]
+    planes = nn.functional.pad(images.reshape(len(images), -1, height, width), [most] * 4)
+    moves = torch.randint(0, 2 * most + 1, (len(images), 2, 1), generator=generator)
+    rows, columns = torch.arange(height) + moves[:, 0], torch.arange(width) + moves[:, 1]
+    which, channels = torch.arange(len(images)), torch.arange(planes.shape[1])
+    moved: Tensor = planes[
+        which[:, None, None, None],
+        channels[:, None, None],
+        rows[:, None, :, None],
+        columns[:, None, None, :],
+    ]
+    return moved.reshape(images.shape)
 
 
 def _optimiser(

@@ -176,6 +176,7 @@ def lines(
     x: str,
     y: str,
     dashed: Mapping[str, Curve] | None = None,
+    bands: Mapping[str, Curve] | None = None,
     marks: bool = False,
     x_scale: str = "linear",
     y_scale: str = "linear",
@@ -184,7 +185,8 @@ def lines(
     diagonal: bool = False,
     x_limits: tuple[float, float] | None = None,
 ) -> Figure:
-    """Curves by name, some of them also dashed in the same colour; x and y say what the axes show.
+    """Curves by name, some of them also dashed in the same colour, or between the lower and the
+    upper ends of an interval; x and y say what the axes show.
 
     If asked for, every value has a marker (`marks`), the places 0, 1, ... of the horizontal axis
     have names (`ticks`), a vertical line stands `at` a value, and a diagonal where both axes are
@@ -195,6 +197,8 @@ def lines(
         colour = COLOURS[i % len(COLOURS)]
         marker = MARKERS[i % len(MARKERS)] if marks else None
         axes.plot(*curve, color=colour, marker=marker, markersize=6, label=label)
+        if bands and label in bands:
+            axes.fill_between(curve[0], *bands[label], color=colour, alpha=0.15, linewidth=0)
         if dashed and label in dashed:
             axes.plot(*dashed[label], color=colour, linestyle="dashed", marker=marker, markersize=4)
     axes.set(xlabel=x, ylabel=y, xscale=x_scale, yscale=y_scale)

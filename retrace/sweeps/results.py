@@ -14,6 +14,7 @@ from retrace.sweeps.trials import Figure, Sweep
 ABREAST = 3  # panels in a row
 WIDE = 8  # ratio of the ends of an axis that is worth a logarithm
 COUNTS, SHARE = ("identified", "matched_99"), "_share"  # of sets that differ in size
+NAMED = ("named",)  # of a row, the keys of its spaces: no text, which a metric may be called
 
 Row = dict[Any, Any]
 
@@ -45,7 +46,7 @@ def written(value: Any) -> Any:
     """A value of a table or a label."""
     if isinstance(value, float):
         return f"{value:.6g}"
-    return json.dumps(value) if isinstance(value, list | dict) else value
+    return json.dumps(value) if isinstance(value, list | tuple | dict) else value
 
 
 class Values:
@@ -65,30 +66,52 @@ class Values:
 
 
 def draw(
-    path: Path, rows: Sequence[Row], keys: Sequence[str], figure: Figure, *, title: str
+    path: Path,
+    rows: Sequence[Row],
+    keys: Sequence[str],
+    figure: Figure,
+    *,
+    title: str,
+    named: Sequence[frozenset[str]] = (),
 ) -> None:
-    """Draw the metric of all trials that were not refused; refused where no trial has it."""
+    """Draw the metrics of all trials that were not refused; refused where no trial has one.
+
+    `named` are the keys of the spaces that each row is in; without it each is in one of all keys.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    metric, down, across = figure.metric, figure.rows, figure.columns
-    rows = [row for row in rows if isinstance(row.get(metric), int | float)]
-    if not rows:
-        raise Refusal(f"sweep {title}: no trial has the metric {metric!r}; the table is written")
+    wanted, down, across = figure.metrics, figure.rows, figure.columns
+    rows = [
+        {**row, NAMED: of}
+        for row, of in zip(rows, named or [frozenset(keys)] * len(rows), strict=True)
+    ]
+    for metric in wanted:
+        if not any(isinstance(row.get(metric), int | float) for row in rows):
+            raise Refusal(
+                f"sweep {title}: no trial has the metric {metric!r}; the table is written"
+            )
+    rows = [row for row in rows if isinstance(row.get(next(iter(wanted))), int | float)]
     values = Values(rows, keys)
-    # Panels by their place: the key that they are against, a caption, and the rows.
-    panels = {divmod(i, ABREAST): (key, "", values.rows) for i, key in enumerate(keys)}
-    if figure.x is not None:
+    # Panels by their place: the key that they are against, captions, and the rows.
+    if isinstance(figure.x, str):
         panels = {
             (i, j): (
                 figure.x,
+                short(figure.x),
                 ", ".join(label(key, value) for key, value in ((down, v), (across, h)) if key),
                 [row for row in values.rows if (row[down], row[across]) == (v, h)],
             )
             for i, v in enumerate(values[down])
             for j, h in enumerate(values[across])
+        }
+    else:
+        captions = figure.x or {key: short(key) for key in keys}
+        panels = {
+            divmod(i, ABREAST): (key, caption, "", [r for r in values.rows if key in r[NAMED]])
+            for i, (key, caption) in enumerate(captions.items())
         }
     height, width = (1 + max(place) for place in zip(*panels, strict=True))
     drawing, grid = pyplot.subplots(
@@ -97,25 +120,28 @@ def draw(
         figsize=(4.2 * width, 0.4 + 3.2 * height),
         layout="constrained",
         squeeze=False,
-        sharex=figure.x is not None,
+        sharex=isinstance(figure.x, str),
         sharey=True,
     )
     lines: dict[str, Any] = {}
     for axes in grid.flat:
         axes.set_axis_off()  # not every combination has to be in the sweep
-    for place, (key, caption, of_panel) in panels.items():
+    for place, (key, caption, heading, of_panel) in panels.items():
         if of_panel:
             grid[place].set_axis_on()
-            grid[place].set(xlabel=short(key), title=caption)
+            grid[place].set(xlabel=caption, title=heading)
             lines |= _draw_panel(grid[place], of_panel, key, figure, values)
-    lowest, *_, highest = sorted([row[metric] for row in rows] * 2)
-    if metric.endswith(SHARE):
+    drawn = [row[key] for row in rows for key in wanted if isinstance(row.get(key), int | float)]
+    lowest, highest = min(drawn), max(drawn)
+    if all(key.endswith(SHARE) for key in wanted) or (
+        len(wanted) > 1 and 0 <= lowest <= highest <= 1
+    ):
         grid[0, 0].set_ylim(-0.04, 1.04)
     elif lowest > 0 and highest / lowest >= WIDE:
         grid[0, 0].set_yscale("log")
     for axes in grid[:, 0]:
-        axes.set_ylabel(metric)
-    if figure.lines:
+        axes.set_ylabel(next(iter(wanted.values())) if len(wanted) == 1 else "")
+    if lines:
         bottom: dict[str, Any] = {"loc": "outside lower center", "ncols": 4, "frameon": False}
         drawing.legend(list(lines.values()), list(lines), **bottom)
     drawing.suptitle(title)
@@ -127,32 +153,44 @@ def draw(
 def _draw_panel(
     axes: Any, rows: Sequence[Row], key: str, figure: Figure, values: Values
 ) -> dict[str, Any]:
-    """Draw some rows against a key, whose axis shows all its values; give the lines."""
+    """Draw some rows against a key, whose axis shows all its values; give the lines that have a
+    name."""
     axes.spines[["top", "right"]].set_visible(False)
     order = values[key]
-    axes.plot(order, [math.nan] * len(order))  # in their order, texts too
+    even = key not in values.numbers
+    logarithmic = not even and order[0] > 0 and order[-1] / order[0] >= WIDE
+    # A 0 has no logarithm: such values stand one after the other.
+    even = even or (order[0] == 0 and order[-1] >= WIDE * order[len(order) > 1])
+    place = {value: i if even else value for i, value in enumerate(order)}
+    axes.plot(place.values(), [math.nan] * len(order))  # in their order
     lines: dict[str, Any] = {}
-    for number, line in enumerate(values[figure.lines]):
+    series = [
+        (metric, line, caption if len(figure.metrics) > 1 else label(figure.lines or "", line))
+        for metric, caption in figure.metrics.items()
+        for line in values[figure.lines]
+    ]
+    through = figure.x is not None  # what does not tell trials apart is averaged
+    for number, (metric, line, caption) in enumerate(series):
         heights: dict[Any, list[float]] = {x: [] for x in order}
         for row in rows:
-            if row[figure.lines] == line:
-                heights[row[key]].append(row[figure.metric])
-        points = [(x, y) for x, ys in heights.items() for y in ys]
+            if row[figure.lines] == line and isinstance(row.get(metric), int | float):
+                heights[row[key]].append(row[metric])
+        points = [(place[x], y) for x, ys in heights.items() for y in ys]
         if not points:
             continue
         style: dict[str, Any] = {"color": f"C{number % 10}", "linewidth": 1}
         drawn = axes.plot(*zip(*points, strict=True), "o", markersize=4, **style)
-        lines[label(figure.lines or "", line)] = drawn[0]
-        if figure.x is not None:  # through the means of what does not tell trials apart
-            means = {x: sum(ys) / len(ys) for x, ys in heights.items() if ys}
+        if figure.lines or len(figure.metrics) > 1:
+            lines[caption] = drawn[0]
+        if through:
+            means = {place[x]: sum(ys) / len(ys) for x, ys in heights.items() if ys}
             axes.plot(list(means), list(means.values()), **style)
-    if key in values.numbers:
-        if order[0] > 0 and order[-1] / order[0] >= WIDE:
-            axes.set_xscale("log")
-            axes.xaxis.set_minor_formatter("")
-        if len(order) <= WIDE:
-            axes.set_xticks(order, [str(written(value)) for value in order])
-            axes.minorticks_off()
+    if logarithmic:
+        axes.set_xscale("log")
+        axes.xaxis.set_minor_formatter("")
+    if even or len(order) <= WIDE:
+        axes.set_xticks(list(place.values()), [str(written(value)) for value in order])
+        axes.minorticks_off()
     return lines
 
 

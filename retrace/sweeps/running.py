@@ -263,8 +263,13 @@ def scores_of(
     results = {}
     for name, record in records.items():
         scores, headline = scorer(Run(name, record, files[reconstruction_path(problem, name)]))
-        seconds = {"seconds": record["seconds"]}
-        seconds["training_seconds"] = load(record["network"])[1]["seconds"]
-        metrics = {**headline, "n": scores["n"], **seconds}
+        trained = load(record["network"])[1]
+        metrics = {**headline, "n": scores["n"], "seconds": record["seconds"]}
+        metrics["training_seconds"] = trained["seconds"]
+        last = trained["epochs"][-1] if trained["epochs"] else {}
+        if "test_error" in last:
+            metrics["test_accuracy"] = 1 - last["test_error"]
+        if "epsilon" in last:
+            metrics["epsilon"] = last["epsilon"]
         results[name] = {"metrics": metrics, "scores": scores, "record": record}
     return results

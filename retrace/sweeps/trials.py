@@ -49,14 +49,30 @@ class Range(Part):
 
 
 class Figure(Part):
-    """A metric against a key, a line, column and row for each value of others; without x, against
-    every key that varies, a point for each trial."""
+    """A metric against a key, a line, column and row for each value of others.
 
-    metric: str
-    x: str | None = None
+    With several keys a panel for each, of the trials whose space of `vary` names it; with none, for
+    all keys that vary. Several metrics are a line each. What there are several of has captions.
+    """
+
+    metric: str | dict[str, str]
+    x: str | dict[str, str] | None = None
     lines: str | None = None
     columns: str | None = None
     rows: str | None = None
+
+    @model_validator(mode="after")
+    def apart(self) -> "Figure":
+        if self.lines and len(self.metrics) > 1:
+            raise ValueError("lines and several metrics exclude each other")
+        if (self.columns or self.rows) and not isinstance(self.x, str):
+            raise ValueError("columns and rows need one key as x")
+        return self
+
+    @property
+    def metrics(self) -> dict[str, str]:
+        """Captions by metric."""
+        return {self.metric: self.metric} if isinstance(self.metric, str) else self.metric
 
 
 Space = Annotated[dict[str, Any], Field(min_length=1)]  # lists of values, or ranges
@@ -64,10 +80,12 @@ Choices = dict[str, list[Any] | Range]
 
 
 class Trial(NamedTuple):
-    """Parameters of a trial, small, every value written out, and those of the keys that vary."""
+    """Parameters of a trial, small, every value written out; those of the keys that vary; and the
+    keys of the spaces that it is in."""
 
     params: Params
     values: dict[str, Any]
+    named: frozenset[str]
 
 
 class Sweep(NamedTuple):
@@ -155,10 +173,12 @@ def expand(
     keys = list(dict.fromkeys(key for space in spaces for key in space))
     drawn = Figure.model_validate(dict(figure))  # of what was checked, `bind` makes dictionaries
     for axis in ("x", "lines", "columns", "rows"):
-        if (key := getattr(drawn, axis)) is not None and key not in keys:
-            allowed = ", ".join(keys)
+        asked = getattr(drawn, axis) or []
+        unknown = [key for key in ([asked] if isinstance(asked, str) else asked) if key not in keys]
+        if unknown:
             raise Refusal(
-                f"params.yaml: {where}.figure.{axis} = {shown(key)}: allowed are {allowed}"
+                f"params.yaml: {where}.figure.{axis} = {shown(unknown[0])}: allowed are "
+                f"{', '.join(keys)}"
             )
     points = [
         point
@@ -179,8 +199,9 @@ def expand(
             reason = str(refusal).removeprefix("params.yaml: ")
             raise Refusal(f"params.yaml: {where}, trial {number}: {reason}") from None
         content = params.model_dump()
-        trial = Trial(params, {key: _lookup(content, key) for key in keys})
-        found.setdefault(params.model_dump_json(), trial)
+        trial = Trial(params, {key: _lookup(content, key) for key in keys}, frozenset(point))
+        one = found.setdefault(params.model_dump_json(), trial)
+        found[params.model_dump_json()] = one._replace(named=one.named | trial.named)
     for key in keys:
         if all(trial.values[key] is None for trial in found.values()):
             raise Refusal(

@@ -12,7 +12,7 @@ import torch
 from scipy.special import erf
 from torch import Tensor, nn
 
-from retrace.networks.mlp import Network, shuffled, training_set
+from retrace.networks.mlp import Network, shifted, shuffled, training_set
 from retrace.pipeline.artifacts import load_checkpoint, save_checkpoint
 from retrace.pipeline.command import Refusal
 from retrace.pipeline.params import NetworkEntry
@@ -300,3 +300,62 @@ def test_a_checkpoint_gives_the_network_back(
     assert ("start_weight" in state) == fine_tuned
     assert all(torch.equal(value, state[key]) for key, value in loaded.state_dict().items())
     assert torch.equal(loaded(splits[1][0]), network(splits[1][0]))
+
+
+def test_images_are_moved_by_whole_pixels_and_zeros_move_in() -> None:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(200, 3, 4, 5, generator=generator) + 0.1
+    moved = shifted(images, 2, generator)
+    padded = nn.functional.pad(images, (2, 2, 2, 2))
+    seen = set()
+    for image, result in zip(padded, moved, strict=True):
+        fits = [
+            (i, j)
+            for i in range(5)
+            for j in range(5)
+            if torch.equal(image[:, i : i + 4, j : j + 5], result)
+        ]
+        assert len(fits) == 1
+        seen |= set(fits)
+    assert len(seen) == 25
+    assert shifted(images, 0, generator) is images
+
+
+def test_dropout_and_shifts_change_the_training_but_not_the_network_as_it_is_used(
+    splits: tuple[Split, Split],
+) -> None:
+    plain = fitted(splits, steps=5)
+    for arguments, settings in (({"dropout": 0.5}, {}), ({}, {"shift": 1})):
+        one, two = (fitted(splits, drawn(**arguments), steps=5, **settings) for _ in range(2))
+        other = fitted(splits, drawn(**arguments), steps=5, seed=1, **settings)
+        for a, b in zip(parameters(one), parameters(two), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+        assert not torch.allclose(parameters(one)[0], parameters(other)[0], atol=1e-4)
+        assert not torch.allclose(parameters(one)[0], parameters(plain)[0], atol=1e-4)
+        images = splits[1][0]
+        assert not one.training
+        torch.testing.assert_close(one(images), one(images), rtol=0, atol=0)
+
+
+def test_dropout_leaves_out_its_share_of_hidden_units() -> None:
+    network = drawn(4000, dropout=0.25)
+    nn.init.ones_(network.layers[0].bias)  # type: ignore[arg-type]
+    nn.init.zeros_(network.layers[0].weight)  # type: ignore[arg-type]
+    nn.init.ones_(network.layers[1].weight)  # type: ignore[arg-type]
+    network.train()
+    kept = network(torch.rand(2, *SHAPE))[:, 0] * 0.75 / 4000
+    assert kept.tolist() == pytest.approx([0.75, 0.75], abs=0.03)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"shift": 4}, r"^shift = 4: images have \[4, 5\] pixels"),
+        ({"noise": 1.0}, r"^noise = 1: needs clip"),
+    ],
+)
+def test_what_moves_or_blurs_too_much_is_refused(
+    settings: dict[str, Any], message: str, splits: tuple[Split, Split]
+) -> None:
+    with pytest.raises(BadInput, match=message):
+        fitted(splits, steps=1, **settings)

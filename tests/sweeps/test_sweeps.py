@@ -548,3 +548,58 @@ def test_a_figure_shows_every_value_and_refuses_a_metric_that_no_trial_has(tmp_p
     with pytest.raises(Refusal, match="no trial has the metric 'psnr'"):
         results.draw(file, rows, keys, Figure(metric="psnr"), title="small")
     assert not file.exists()
+
+
+def test_a_figure_of_several_keys_shows_each_with_the_trials_that_vary_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from matplotlib import pyplot
+
+    spaces = [{f"{KNOWN}.seed": [0, 2, 400]}, {f"{KNOWN}.start": ["mean", "noise"]}]
+    drawn_x = {f"{KNOWN}.seed": "seed of it", f"{KNOWN}.start": "start"}
+    section = {
+        "vary": [{key: values} for space in spaces for key, values in space.items()],
+        "figure": {"metric": {"a": "first", "b": "second"}, "x": drawn_x},
+    }
+    params = with_sweep(**section)
+    params.runs["imputation-known"].settings["seed"] = 2
+    params.runs["imputation-known"].settings["start"] = "mean"
+    found = sweep_of(params, "small")
+    # What both spaces contain is one trial, and in both panels.
+    assert [sorted(key.rpartition(".")[2] for key in t.named) for t in found.trials] == [
+        ["seed"],
+        ["seed", "start"],
+        ["seed"],
+        ["start"],
+    ]
+    rows: list[results.Row] = [
+        {**trial.values, "a": 0.1 * i, "b": 1 - 0.1 * i} for i, trial in enumerate(found.trials)
+    ]
+    figures: list[Any] = []
+    monkeypatch.setattr(pyplot, "close", figures.append)
+    keys, named = list(found.trials[0].values), [trial.named for trial in found.trials]
+    results.draw(tmp_path / "x.png", rows, keys, found.figure, title="small", named=named)
+    first, second = [axes for axes in figures[0].axes if axes.axison]
+    assert (first.get_xlabel(), second.get_xlabel()) == ("seed of it", "start")
+    # 0, 2 and 400 have neither a line of numbers nor a logarithm: one after the other.
+    assert [label.get_text() for label in first.get_xticklabels()] == ["0", "2", "400"]
+    points = [line.get_ydata().tolist() for line in first.lines if line.get_marker() == "o"]
+    assert points == [pytest.approx([0, 0.1, 0.2]), pytest.approx([1, 0.9, 0.8])]
+    points = [line.get_ydata().tolist() for line in second.lines if line.get_marker() == "o"]
+    assert points == [pytest.approx([0.1, 0.3]), pytest.approx([0.9, 0.7])]
+    (legend,) = figures[0].legends
+    assert [text.get_text() for text in legend.get_texts()] == ["first", "second"]
+    assert first.get_ylim() == pytest.approx((-0.04, 1.04))
+
+
+@pytest.mark.parametrize(
+    ("figure", "line"),
+    [
+        ({"metric": {"a": "A", "b": "B"}, "lines": f"{KNOWN}.steps"}, "exclude each other"),
+        ({"metric": "a", "columns": f"{KNOWN}.steps"}, "columns and rows need one key as x"),
+        ({"metric": "a", "x": {f"{KNOWN}.rate": "rate"}}, "figure.x = .*rate.*: allowed are"),
+    ],
+)
+def test_a_figure_that_cannot_be_drawn_is_refused(figure: dict[str, Any], line: str) -> None:
+    with pytest.raises(Refusal, match=line):
+        sweep_of(with_sweep(figure=figure), "small")

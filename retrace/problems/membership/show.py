@@ -140,18 +140,21 @@ def chart(
 ) -> Chart:
     taken = [name for name in curves if name not in grey][:CURVES]
     label = {name: f"{name} ({runs[name]['n']:,})" for name in taken}
+    bands = {label[name]: membership.interval(curves[name][1], runs[name]["n"]) for name in taken}
     text = "; ".join(f"{name}: {runs[name]['tpr_0.1']:.0%} at 0.1 %" for name in taken)
     return Chart(
         "Members found against images taken for members",
         lambda: charts.lines(
             {label[name]: curves[name] for name in taken},
+            bands=bands,
             x="share of held-out images taken for members (false positives)",
             y="share of members found",
             x_scale="log",
             x_limits=(LEAST, 1.0),
         ),
         f"ROC curves; {text}.",
-        "Each curve runs over all thresholds. In brackets the number of members.",
+        "Each curve runs over all thresholds, within its 95 % interval over members (Clopper and "
+        "Pearson). In brackets the number of members.",
         file="membership_roc",
     )
 
