@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from retrace.networks._training import train
+from retrace.pipeline.artifacts import made_here
 from retrace.pipeline.command import Refusal
 from retrace.pipeline.device import chosen
 from retrace.pipeline.params import (
@@ -20,8 +21,6 @@ from retrace.pipeline.params import (
 )
 from retrace.problems import names, needed, part
 from retrace.problems.architectures import objection
-
-FOLDERS = {"data", "metrics", "models"}  # whatever dvc.lock says, nothing else is removed
 
 
 def check_place(folder: Path) -> None:
@@ -123,7 +122,7 @@ def remove_left_over(params: Params, lock: Path = Path("dvc.lock")) -> None:
     ]
     kept = {Path(out["path"]) for name in known & stages.keys() for out in stages[name]["outs"]}
     for path in made:
-        ours = set(path.parts[:1]) & FOLDERS and ".." not in path.parts
-        if ours and path.exists() and path not in kept:
+        # Whatever dvc.lock says, nothing else is removed.
+        if made_here(path) and path.exists() and path not in kept:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
             print(f"{path} belongs to nothing in params.yaml any more and was removed")

@@ -33,7 +33,7 @@ from retrace.pipeline.artifacts import (
 )
 from retrace.pipeline.command import Refusal, run
 from retrace.pipeline.params import Params, load
-from retrace.problems.training_data.audit import Audit, attack_on, audit
+from retrace.problems.training_data.audit import Audit, attack_on, audit_of
 from retrace.problems.training_data.plain import network_of
 from retrace.report.pictures import scale_of, sheet, split_rows, stacked
 from retrace.types import BadInput
@@ -181,9 +181,9 @@ def image_in(path: Path) -> Array:
     return convert(path).image[None]
 
 
-def seed_start(first: Tensor, seeds: str, architecture: str | None) -> dict[str, Tensor]:
-    """The first layer that PyTorch draws after the seed of a range, FIRST:LAST, whose weights
-    resemble those of the network's first (n_1, d) most. Refused where none stands out."""
+def seed_start(first: Tensor, seeds: str, architecture: str | None) -> tuple[Tensor, Tensor]:
+    """Weights and bias of the layer that PyTorch draws first after the seed of a range, FIRST:LAST,
+    that resembles the network's first (n_1, d) most. Refused where none stands out."""
     if architecture is None:
         raise Refusal(
             f"--seed-range {seeds}: --architecture is missing, which says how the layers are drawn "
@@ -194,15 +194,15 @@ def seed_start(first: Tensor, seeds: str, architecture: str | None) -> dict[str,
         raise Refusal(f"--seed-range {seeds}: FIRST:LAST is needed, as 0:1000, the last left out")
     wanted = nn.functional.normalize(first.detach().flatten(), dim=0)
     cosines: dict[int, float] = {}
-    best: tuple[float, dict[str, Tensor]] = (-1.0, {})
+    best = -1.0
     for seed in tqdm(range(int(bounds[1]), int(bounds[2])), desc="seeds", disable=None):
         torch.manual_seed(seed)
         drawn = nn.Linear(first.shape[1], first.shape[0])
         with torch.no_grad():
             cosine = float(nn.functional.normalize(drawn.weight.flatten(), dim=0) @ wanted)
         cosines[seed] = cosine
-        if cosine > best[0]:
-            best = cosine, {"0.weight": drawn.weight.detach(), "0.bias": drawn.bias.detach()}
+        if cosine > best:
+            best, start = cosine, (drawn.weight.detach(), drawn.bias.detach())
     (seed, highest), *others = sorted(cosines.items(), key=lambda item: -item[1])
     second = others[0][1] if others else 0.0
     if highest < STANDS_OUT:
@@ -211,7 +211,7 @@ def seed_start(first: Tensor, seeds: str, architecture: str | None) -> dict[str,
             f"{highest:.3f} to the first layer: the start is another one, or decay has left none"
         )
     print(f"seed {seed}: cosine {highest:.3f} to the first layer, the next {second:.3f}")
-    return best[1]
+    return start
 
 
 def draw(found: Audit, *, name: str) -> Image.Image:
@@ -278,17 +278,21 @@ def main(
     given = read_images(null, option="--null")["images"] if null else arrays.get("held_out")
     weights, dataset = read_weights(checkpoint)
     held_out = validation_images(dataset) if given is None and data else given
-    described: dict[str, Any] = {"mean": mean, "deviation": deviation, "activation": activation}
     size = tuple(arrays["images"].shape[1:]) if data else tuple(shape or ())
-    if start:
-        described["start"] = read_weights(start)[0]
+    before = read_weights(start)[0] if start else None
     scoring = params.scoring
     try:
-        network = network_of(weights, shape=size, **described)
+        network = network_of(
+            weights,
+            shape=size,
+            start=before,
+            mean=mean,
+            deviation=deviation,
+            activation=activation,
+        )
         if seed_range:
             first = network.get_parameter("layers.0.weight")
-            described["start"] = seed_start(first, seed_range, architecture)
-            network = network_of(weights, shape=size, **described)
+            network.take_start(*seed_start(first, seed_range, architecture))
         attack = attack_on(network).__name__.rpartition(".")[2]
         chosen = settings_of(settings, params, attack=attack)
         total = chosen.get("rounds")
@@ -297,12 +301,10 @@ def main(
             def progress(step: int, residual: Tensor, pool: Tensor) -> None:
                 bar.update()
 
-            found = audit(
-                weights,
+            found = audit_of(
+                network,
                 arrays.get("images"),
                 held_out,
-                **described,
-                shape=shape,
                 distinct_null=given is None,
                 means=partial(means_with_intervals, resamples=scoring.resamples, seed=scoring.seed),
                 callback=progress,

@@ -30,6 +30,7 @@ BLOCK = 256  # images at once
 SAME_START = 1e-5  # from 1, within which a share of the start is 1, but for rounding
 REPEATED = 1e-4  # by which eigenvalues that are one differ, at most
 KINKED = ("relu", "leaky_relu")  # activations with a kink at 0
+NEEDED = "a chain of Linear layers, at least one of them hidden"
 
 Duals = Literal["outputs", "free"]
 
@@ -39,7 +40,6 @@ class Chain(NamedTuple):
 
     weights: list[Tensor]  # (n_l, n_{l-1}), n_0 = d
     biases: list[Tensor]  # (n_l,), 0 where a layer has none
-    biased: bool  # whether the first layer has a bias
     mean: Tensor  # (d,), subtracted from the pixels
     deviation: Tensor  # (d,), by which they are then divided
     activation: str  # of torch.nn.functional
@@ -68,30 +68,10 @@ class Chain(NamedTuple):
 
 
 def chain_of(network: nn.Module) -> Chain:
-    """The layers of a network: ``layers``, a ModuleList of at least two Linear; ``mean`` and
-    perhaps ``deviation`` (d,); ``activation``, "relu" where it says none.
-
-    Raises
-    ------
-    BadInput
-        When the network is of another kind, or its weights are not finite.
-    """
-    layers = getattr(network, "layers", None)
-    if not isinstance(layers, nn.ModuleList) or len(layers) == 0:
-        raise _not_covered("it has no `layers`")
-    linear = [layer for layer in layers if isinstance(layer, nn.Linear)]
-    if len(linear) < len(layers):
-        other = next(type(layer).__name__ for layer in layers if not isinstance(layer, nn.Linear))
-        raise _not_covered(f"one of its layers is {other}")
-    if len(linear) == 1:
-        raise _not_covered("it has no hidden layer")
-    mean = getattr(network, "mean", None)
-    if not isinstance(mean, Tensor) or mean.shape != (linear[0].in_features,):
-        raise _not_covered("its `mean` is not that of its input")
-    deviation = getattr(network, "deviation", torch.ones_like(mean))
-    tensors = [mean, deviation, *(p for layer in linear for p in layer.parameters())]
-    if not all(bool(tensor.isfinite().all()) for tensor in tensors):
-        raise BadInput("some weights of the network are not finite; train it anew")
+    """The layers of a network, see `linear_layers`, with its ``mean`` and perhaps ``deviation``
+    (d,); ``activation``, "relu" where it says none."""
+    linear = linear_layers(network)
+    mean: Tensor = network.mean  # type: ignore[assignment]
     return Chain(
         [layer.weight.detach().double() for layer in linear],
         [
@@ -100,15 +80,42 @@ def chain_of(network: nn.Module) -> Chain:
             else layer.bias.detach().double()
             for layer in linear
         ],
-        linear[0].bias is not None,
         mean.double(),
-        deviation.double(),
+        getattr(network, "deviation", torch.ones_like(mean)).double(),
         getattr(network, "activation", "relu"),
     )
 
 
-def _not_covered(reason: str) -> BadInput:
-    return BadInput(f"the attack does not cover this network: {reason}")
+def linear_layers(network: nn.Module) -> list[nn.Linear]:
+    """``layers`` of a network, a ModuleList of at least two Linear, which has the ``mean`` (d,) of
+    its input.
+
+    Raises
+    ------
+    BadInput
+        When the network is of another kind, or its weights are not finite.
+    """
+    layers = getattr(network, "layers", None)
+    if not isinstance(layers, nn.ModuleList) or len(layers) == 0:
+        raise not_covered("it has no `layers`")
+    linear = [layer for layer in layers if isinstance(layer, nn.Linear)]
+    if len(linear) < len(layers):
+        other = next(type(layer).__name__ for layer in layers if not isinstance(layer, nn.Linear))
+        raise not_covered(f"one of its layers is {other}")
+    if len(linear) == 1:
+        raise not_covered("it has no hidden layer")
+    mean = getattr(network, "mean", None)
+    if not isinstance(mean, Tensor) or mean.shape != (linear[0].in_features,):
+        raise not_covered("its `mean` is not that of its input")
+    deviation = getattr(network, "deviation", torch.ones_like(mean))
+    tensors = [mean, deviation, *(p for layer in linear for p in layer.parameters())]
+    if not all(bool(tensor.isfinite().all()) for tensor in tensors):
+        raise BadInput("some weights of the network are not finite; train it anew")
+    return linear
+
+
+def not_covered(reason: str, *, needed: str = NEEDED) -> BadInput:
+    return BadInput(f"the attack does not cover this network: {reason}; it needs {needed}")
 
 
 def changed_rows(network: nn.Module, chain: Chain) -> tuple[Tensor, Duals]:

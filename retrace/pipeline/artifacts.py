@@ -30,6 +30,7 @@ RAW = Path("data/raw")
 DATASET = Path("data/dataset.json")
 MASKS = Path("data/masks.npz")
 FORMAT = "retrace-checkpoint-1"
+FOLDERS = {"data", "metrics", "models"}  # the pipeline writes into no others
 LARGEST_ARRAYS = 2**33  # bytes of an unpacked .npz; 10,000 images under 11 masks take 2**29
 # Every network sees what the files hold, scaled; nothing else is subtracted or divided.
 PREPROCESSING = {"scale": "1/255", "range": [0, 1], "shape": [28, 28]}
@@ -84,6 +85,21 @@ def headline_path(problem: str, run: str) -> Path:
     return Path(f"metrics/headline/{problem}/{run}.json")
 
 
+def made_here(path: Path) -> bool:
+    """Whether a path is of the kind that the pipeline writes to, and not one of the user's own."""
+    return bool(set(path.parts[:1]) & FOLDERS) and ".." not in path.parts
+
+
+def _missing(path: Path) -> Refusal:
+    advice = "; `dvc repro` makes it" if made_here(path) else ""
+    return Refusal(f"{path} is missing{advice}")
+
+
+def _broken(path: Path, what: str) -> Refusal:
+    advice = "; delete it, and `dvc repro` makes it again" if made_here(path) else ""
+    return Refusal(f"{path} is {what}{advice}")
+
+
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
     """Give a temporary path beside `path`; rename it when the block succeeds, else remove it.
@@ -135,9 +151,9 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise Refusal(f"{path} is missing; `dvc repro` makes it") from None
+        raise _missing(path) from None
     except json.JSONDecodeError as error:
-        raise Refusal(f"{path} is not JSON ({error}); delete it and run `dvc repro`") from None
+        raise _broken(path, f"not JSON ({error})") from None
 
 
 def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
@@ -164,12 +180,10 @@ def read_arrays(path: Path, *, only: tuple[str, ...] = ()) -> dict[str, NDArray[
                     raise ValueError(f"{name} is not an array")
             return arrays
     except FileNotFoundError:
-        raise Refusal(f"{path} is missing; `dvc repro` makes it") from None
+        raise _missing(path) from None
     except Exception as error:  # zip, zlib, EOF, header and pickle errors have no common base
         reason = " ".join(str(error).split())
-        raise Refusal(
-            f"{path} is not a readable .npz ({reason}); delete it and run `dvc repro`"
-        ) from None
+        raise _broken(path, f"not a readable .npz ({reason})") from None
 
 
 def read_split(split: str) -> Split:
@@ -254,12 +268,10 @@ def load_checkpoint(path: Path) -> tuple[nn.Module, dict[str, Any]]:
             metadata = file.metadata() or {}
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except FileNotFoundError:
-        raise Refusal(f"{path} is missing; `dvc repro` trains it") from None
+        raise _missing(path) from None
     except (SafetensorError, OSError) as error:
-        raise Refusal(
-            f"{path} is not a whole safetensors file ({error}); truncated files and pickles are "
-            "not read. Delete it and run `dvc repro`"
-        ) from None
+        reason = f"({error}): truncated files and pickles are not read"
+        raise _broken(path, f"not a whole safetensors file {reason}") from None
     if FORMAT not in metadata:
         raise Refusal(f"{path} lacks the header {FORMAT!r}: this pipeline did not write it")
     try:

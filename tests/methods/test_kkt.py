@@ -307,6 +307,10 @@ def mean_of_another_size(network: Network) -> None:
     network.mean = torch.zeros(4, 4)
 
 
+def shape_of_another_size(network: Network) -> None:
+    network.shape = (4, 5)
+
+
 def not_a_number(network: Network) -> None:
     with torch.no_grad():
         network.layers[1].weight[2, 3] = torch.nan  # type: ignore[operator]
@@ -320,7 +324,8 @@ def not_a_number(network: Network) -> None:
         (later_bias, "a later layer has a bias"),
         (convolution, "one of its layers is Conv2d"),
         (linear_model, "it has no hidden layer"),
-        (mean_of_another_size, "its `mean` and `shape`"),
+        (mean_of_another_size, "its `mean` is not that of its input"),
+        (shape_of_another_size, "its `shape` is not that of its input"),
         (not_a_number, "some weights of the network are not finite"),
     ],
 )

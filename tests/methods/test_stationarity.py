@@ -96,7 +96,7 @@ def of_low_rank(*widths: int, **arguments: Any) -> Plain:
 def test_the_chain_is_what_the_network_computes(bias: bool) -> None:
     network = plain(9, 7, bias=bias)
     chain, images = chain_of(network), images_of(5)
-    assert chain.biased == bias and len(chain.weights) == len(chain.biases) == 3
+    assert len(chain.weights) == len(chain.biases) == 3
     assert all(bool(tensor.any()) == bias for tensor in chain.biases)
     extended = torch.cat([images - chain.mean, torch.ones(5, 1)], dim=1)
     # In units of pixels the normalisation belongs to the layer.

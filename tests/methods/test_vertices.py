@@ -212,6 +212,11 @@ def exact(parts: Parts, images: Tensor, units: int) -> tuple[RowSpace, Tensor]:
     return RowSpace(rows, parts.space.mean.double(), len(images)), columns
 
 
+def ground_of(space: RowSpace, columns: Any) -> vertices.Ground:
+    search = Search(SHAPE, 2, 40, 0.2, 0.1)
+    return vertices.Ground(space, columns, search, objectives=12, deflation=10.0)
+
+
 class Known:
     """Stands for `Columns` where those of the images known are exact."""
 
@@ -239,14 +244,13 @@ def test_images_that_are_taken_away_are_gone_and_the_others_stay(
     known: Any = Known(space, columns[:6] * torch.linspace(0.1, 7, 6)[:, None].double())
     seen: list[RowSpace] = []
 
-    def looked(smaller: RowSpace, *rest: Any) -> Tensor:
-        seen.append(smaller)
+    def looked(smaller: vertices.Ground, *rest: Any) -> Tensor:
+        seen.append(smaller.space)
         return trained.images[:1]
 
     monkeypatch.setattr(vertices, "look_everywhere", looked)
-    search = Search(SHAPE, 1, 1, 0.2, 0.1)
     generator = torch.Generator().manual_seed(0)
-    vertices.look_beyond(space, known, trained.images[:6], search, 4, 1.0, generator)
+    vertices.look_beyond(ground_of(space, known), trained.images[:6], generator)
     (smaller,) = seen
     values = torch.linalg.svdvals(smaller.rows)
     assert len(smaller.values) == 24
@@ -262,9 +266,8 @@ def test_images_that_are_taken_away_are_gone_and_the_others_stay(
 def test_where_too_little_is_left_nothing_is_looked_for(trained: Problem, parts: Parts) -> None:
     space, columns = exact(parts, trained.images[:8], 200)
     known: Any = Known(space, columns[:6])
-    search = Search(SHAPE, 1, 1, 0.2, 0.1)
     generator = torch.Generator().manual_seed(0)
-    found = vertices.look_beyond(space, known, trained.images[:6], search, 4, 1.0, generator)
+    found = vertices.look_beyond(ground_of(space, known), trained.images[:6], generator)
     assert found.shape == (0, 400)
 
 
@@ -272,9 +275,8 @@ def test_where_too_little_is_left_nothing_is_looked_for(trained: Problem, parts:
 def test_beyond_the_images_known_are_the_others(look: Any, trained: Problem, parts: Parts) -> None:
     """Those known lie in the space still, but hardly any search ends there."""
     known, others = trained.images[:15], trained.images[15:]
-    search = Search(SHAPE, 2, 40, 0.2, 0.1)
     generator = torch.Generator().manual_seed(0)
-    points = look(*parts, known, search, 12, 10.0, generator)
+    points = look(ground_of(*parts), known, generator)
     assert points.dtype == torch.float32 and points.min() >= 0 and points.max() <= 1
     best = [
         correlations(points, images, mean=trained.mean).max(dim=0).values

@@ -6,6 +6,7 @@ import pickle
 import stat
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -110,8 +111,29 @@ def test_checkpoints_that_do_not_fit_are_refused(checkpoint: Path) -> None:
     with pytest.raises(Refusal, match="not finite"):
         artifacts.load_checkpoint(checkpoint)
     checkpoint.unlink()
-    with pytest.raises(Refusal, match="is missing; `dvc repro` trains it"):
+    with pytest.raises(Refusal, match="is missing; `dvc repro` makes it"):
         artifacts.load_checkpoint(checkpoint)
+
+
+def test_only_what_the_pipeline_makes_is_to_be_deleted(checkpoint: Path) -> None:
+    readers: dict[str, Callable[[Path], Any]] = {
+        ".safetensors": artifacts.load_checkpoint,
+        ".npz": artifacts.read_arrays,
+        ".json": artifacts.read_json,
+    }
+    own = ("mine", "models/../mine", str(checkpoint.parent.absolute() / "mine"))
+    for suffix, reader in readers.items():
+        for name in (*own, "models/mine", "data/mine"):
+            path = Path(f"{name}{suffix}")
+            with pytest.raises(Refusal, match=" is missing") as missing:
+                reader(path)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(b"broken")
+            with pytest.raises(Refusal, match=" is not ") as broken:
+                reader(path)
+            for refusal in (missing, broken):
+                assert ("`dvc repro`" in str(refusal.value)) == (name not in own)
+            path.unlink()
 
 
 def test_arrays_come_back_and_object_arrays_are_refused(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ DEAD = 1e-2  # a unit below this share of the largest takes no part
 KINK = 1e-2  # |cosine| between an image and a unit below which the unit counts as at its kink
 LIVE_SHARE = 0.02  # of the second layer's units of one sign, for a candidate to count as passing
 
-# Fits of patterns in the column space: see `RowSpace.certify` and `RowSpace.deflate`.
+# Fits of patterns in the column space: see `MarginSpace.certify` and `deflate`.
 RIDGE = 1e-5  # of the fit
 STRICT = 1e3  # weight of the conditions on the duals
 

@@ -75,6 +75,7 @@ class RowSpace:
         lengths = rows.norm(dim=1)
         self.live = torch.nonzero(lengths > DEAD * lengths.max()).flatten()
         self.lengths = lengths[self.live]
+        self.none = self.basis.new_zeros(0, rank)  # duals, of no known image
 
     def extended(self, images: Tensor) -> Tensor:
         """[x - mean, 1] in float64: (m, d) to (m, d + 1)."""
@@ -259,7 +260,7 @@ class MarginSpace(RowSpace):
         """
         count = len(found)
         if count == 0:
-            return self.basis.new_zeros(0, len(self.values)), self.rows
+            return self.none, self.rows
         extended, cosines, passing = self.patterns(found)
         coordinates = extended @ self.basis.T
         on = (cosines > KINK).double()

@@ -10,6 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from retrace.methods._stationarity import linear_layers, not_covered
 from retrace.types import BadInput, Callback, Seed, ignore
 
 MOMENTUM = 0.9
@@ -19,6 +20,10 @@ SEARCHED_FACTOR = 10.0  # how far, either way, the search goes from a given sett
 SEARCHED_MINIMUM = (0.01, 0.5)  # range of the searched multiplier_minimum, as published
 ROUNDING = 100  # steps of the precision: smaller singular values are what training rounded off
 WORTHWHILE = 0.9  # share of a matrix's entries that two factors may have
+HOMOGENEOUS = (
+    "a ReLU network of Linear layers, a bias in the first only, at least one hidden layer and one "
+    "output"
+)
 
 
 class Setting(NamedTuple):
@@ -145,38 +150,24 @@ def reconstruct(
 
 def homogeneous_layers(network: nn.Module) -> tuple[list[Tensor], Tensor]:
     """The weights (n_l, n_{l-1}), n_0 = d and n_L = 1, and the first bias (n_1,) of a homogeneous
-    binary ReLU network: ``layers``, a ModuleList of at least two Linear, the first with a bias, the
-    others without, the last with one output; ``mean`` (d,) and ``shape`` of the input.
+    binary ReLU network: see `linear_layers`; the first with a bias, the others without, the last
+    with one output; and the ``shape`` of the input.
 
     Raises
     ------
     BadInput
         When the network is of another kind, or its weights are not finite.
     """
-    layers = getattr(network, "layers", None)
-    if not isinstance(layers, nn.ModuleList) or len(layers) == 0:
-        raise _not_covered("it has no `layers`")
-    linear = [layer for layer in layers if isinstance(layer, nn.Linear)]
-    if len(linear) < len(layers):
-        other = next(type(layer).__name__ for layer in layers if not isinstance(layer, nn.Linear))
-        raise _not_covered(f"one of its layers is {other}")
-    if len(linear) == 1:
-        raise _not_covered("it has no hidden layer")
-    if linear[0].bias is None:
-        raise _not_covered("its first layer has no bias")
-    if any(layer.bias is not None for layer in linear[1:]):
-        raise _not_covered("a later layer has a bias")
-    if linear[-1].out_features != 1:
-        raise _not_covered(f"it has {linear[-1].out_features} outputs")
-    inputs = linear[0].in_features
-    mean, shape = getattr(network, "mean", None), getattr(network, "shape", ())
-    if not isinstance(mean, Tensor) or mean.shape != (inputs,) or math.prod(shape) != inputs:
-        raise _not_covered("its `mean` and `shape` are not those of its input")
-    weights = [layer.weight.detach() for layer in linear]
-    bias = linear[0].bias.detach()
-    if not all(bool(tensor.isfinite().all()) for tensor in (*weights, bias, mean)):
-        raise BadInput("some weights of the network are not finite; train it anew")
-    return weights, bias
+    first, *later = linear_layers(network)
+    if first.bias is None:
+        raise not_covered("its first layer has no bias", needed=HOMOGENEOUS)
+    if any(layer.bias is not None for layer in later):
+        raise not_covered("a later layer has a bias", needed=HOMOGENEOUS)
+    if later[-1].out_features != 1:
+        raise not_covered(f"it has {later[-1].out_features} outputs", needed=HOMOGENEOUS)
+    if math.prod(getattr(network, "shape", ())) != first.in_features:
+        raise not_covered("its `shape` is not that of its input", needed=HOMOGENEOUS)
+    return [layer.weight.detach() for layer in (first, *later)], first.bias.detach()
 
 
 def factored(weights: list[Tensor]) -> list[Chain]:
@@ -195,13 +186,6 @@ def factored(weights: list[Tensor]) -> list[Chain]:
         fewer = sum(factor.numel() for factor in pair) < WORTHWHILE * weight.numel()
         chains.append(pair if fewer else (weight,))
     return chains
-
-
-def _not_covered(reason: str) -> BadInput:
-    return BadInput(
-        f"the attack does not cover this network: {reason}; it needs a ReLU network of Linear "
-        "layers, a bias in the first only, at least one hidden layer and one output"
-    )
 
 
 Extracted = tuple[Tensor, Tensor, Tensor]  # see `extract`

@@ -253,10 +253,9 @@ def to_vertices(
 ) -> Tensor:
     """Vertices of the polytope far along random objectives, or near public images: (m, d)."""
     objectives = space.objectives(found, count, generator)
-    unknown = objectives.new_zeros(0, len(space.values)).double()
-    reached = far_along(space, objectives, search, duals=unknown, weight=0.0)
+    reached = far_along(space, objectives, search, duals=space.none, weight=0.0)
     if len(public):
-        maps = [space.projection(strength, unknown, 0.0) for strength, _ in SETTLE]
+        maps = [space.projection(strength, space.none, 0.0) for strength, _ in SETTLE]
         drawn = settle(maps, near(maps[0], public), search).clamp_(0, 1)
         reached = once(space, torch.cat([reached, drawn]))
     ends = walk(space, reached, generator)

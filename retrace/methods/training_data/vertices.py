@@ -14,7 +14,7 @@ Facts that the attack rests on, for any chain of linear layers (see retrace/meth
 """
 
 import warnings
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import torch
 from pydantic import Field
@@ -37,6 +37,16 @@ FEWEST = 3  # certified images from which on it is worth while to take them away
 EVERYWHERE = 2  # rounds that search the whole row space even where images are certified
 FLATNESS = 0.25  # power of the singular values by which flat directions weigh the coordinates
 FIRST_BAR = 0.15  # residual above which no candidate counts, whatever the others have
+
+
+class Ground(NamedTuple):
+    """What is searched, and how: see `reconstruct`."""
+
+    space: RowSpace
+    columns: Columns
+    search: Search
+    objectives: int
+    deflation: float
 
 
 def reconstruct(
@@ -89,7 +99,7 @@ def reconstruct(
         Vertices in [0, 1], smallest residual first. None where the row space has nothing to
         search.
     residual : (K,) float32
-        Of the column, see `Columns.residuals`: near 0 for a training image of a network with
+        Of the column, see `Columns.fit`: near 0 for a training image of a network with
         weight decay, less telling of a fine-tuned one.
 
     Raises
@@ -108,6 +118,7 @@ def reconstruct(
         return {"estimate": pool.unflatten(1, shape), "residual": residual}
     space = RowSpace(rows, chain.mean, rank)
     search = Search(shape, passes, iterations, penalty, faint)
+    ground = Ground(space, columns, search, objectives, deflation)
     for number in range(rounds):
         generator = torch.Generator().manual_seed(seed + number)
         for look in (look_everywhere, look_beyond, look_aside):
@@ -117,7 +128,7 @@ def reconstruct(
             enough = len(known) >= FEWEST
             if not (number < EVERYWHERE or not enough if look is look_everywhere else enough):
                 continue
-            fresh = look(space, columns, known, search, objectives, deflation, generator)
+            fresh = look(ground, known, generator)
             fresh = fresh[space.rigid(fresh)]
             found = columns.fit(fresh, duals=duals)[0].float()
             pool, residual = torch.cat([pool, fresh]), torch.cat([residual, found])
@@ -143,19 +154,12 @@ def bar_of(residual: Tensor, trusted: float) -> float:
     return bar
 
 
-def look_everywhere(
-    space: RowSpace,
-    columns: Columns,
-    known: Tensor,
-    search: Search,
-    count: int,
-    deflation: float,
-    generator: torch.Generator,
-) -> Tensor:
+def look_everywhere(ground: Ground, known: Tensor, generator: torch.Generator) -> Tensor:
     """Points of the polytope along random directions that say nothing of the images known (k, d),
     and the ends of walks from them: (m, d)."""
-    directions = directions_from(space, known, count, generator)
-    reached = far_along(space, directions, search, duals=_none(space), weight=0.0)
+    space = ground.space
+    directions = directions_from(space, known, ground.objectives, generator)
+    reached = far_along(space, directions, ground.search, duals=space.none, weight=0.0)
     return torch.cat([reached, once(space, walk(space, reached, generator))])
 
 
@@ -170,43 +174,28 @@ def directions_from(
     return torch.cat([strong, weak])
 
 
-def look_beyond(
-    space: RowSpace,
-    columns: Columns,
-    known: Tensor,
-    search: Search,
-    count: int,
-    deflation: float,
-    generator: torch.Generator,
-) -> Tensor:
+def look_beyond(ground: Ground, known: Tensor, generator: torch.Generator) -> Tensor:
     """The same of what is left when the images known are taken away, then drawn into the whole."""
-    columns_of, images, shares = shares_of(space, columns, known)
-    taken = (space.columns @ columns_of.T) @ torch.linalg.solve(shares, images @ space.basis)
+    space = ground.space
+    columns, images, shares = shares_of(space, ground.columns, known)
+    taken = (space.columns @ columns.T) @ torch.linalg.solve(shares, images @ space.basis)
     rest = space.columns * space.values @ space.basis - taken
     rank = len(space.values) - len(known)
     if rank < FEWEST:
         return known[:0]
-    smaller = RowSpace(rest, space.mean, rank)
-    nothing = known[:0]
-    points = look_everywhere(smaller, columns, nothing, search, count, deflation, generator)
-    return drawn_in(space, once(space, points), search, generator)
+    smaller = ground._replace(space=RowSpace(rest, space.mean, rank))
+    points = look_everywhere(smaller, known[:0], generator)
+    return drawn_in(space, once(space, points), ground.search, generator)
 
 
-def look_aside(
-    space: RowSpace,
-    columns: Columns,
-    known: Tensor,
-    search: Search,
-    count: int,
-    deflation: float,
-    generator: torch.Generator,
-) -> Tensor:
+def look_aside(ground: Ground, known: Tensor, generator: torch.Generator) -> Tensor:
     """Points of the whole polytope in which the images known have little share, then without that
     condition, since the shares are known only roughly."""
-    columns_of, _, shares = shares_of(space, columns, known)
-    readings = torch.linalg.solve(shares.T, columns_of / space.values)
-    directions = directions_from(space, known, count, generator)
-    reached = far_along(space, directions, search, duals=readings, weight=deflation)
+    space, search = ground.space, ground.search
+    columns, _, shares = shares_of(space, ground.columns, known)
+    readings = torch.linalg.solve(shares.T, columns / space.values)
+    directions = directions_from(space, known, ground.objectives, generator)
+    reached = far_along(space, directions, search, duals=readings, weight=ground.deflation)
     return drawn_in(space, reached, search, generator)
 
 
@@ -220,11 +209,7 @@ def shares_of(space: RowSpace, columns: Columns, known: Tensor) -> tuple[Tensor,
 
 def drawn_in(space: RowSpace, points: Tensor, search: Search, generator: torch.Generator) -> Tensor:
     """Points (m, d) drawn into the polytope, and the ends of walks from there."""
-    maps = [space.projection(strength, _none(space), 0.0) for strength in POLISH_FREE]
+    maps = [space.projection(strength, space.none, 0.0) for strength in POLISH_FREE]
     settled = settle(maps, points, search._replace(faint=search.faint / 2)).clamp_(0, 1)
     settled = once(space, settled)
     return torch.cat([settled, once(space, walk(space, settled, generator))])
-
-
-def _none(space: RowSpace) -> Tensor:
-    return space.basis.new_zeros(0, len(space.values))

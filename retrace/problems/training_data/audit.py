@@ -144,20 +144,41 @@ def audit(
         held-out ones are of another kind or all among the images, or on a wrong setting. The text
         begins with the argument's name.
     """
-    given = null = None
-    if images is not None:
-        if held_out is None:
-            raise BadInput("held_out is missing: images that the network never saw are needed")
-        given, null = pixels(images, name="images"), pixels(held_out, name="held_out")
-        shape = tuple(given.shape[1:])
     network = network_of(
         weights,
-        shape=tuple(shape or ()),
+        shape=tuple(shape or ()) if images is None else np.shape(images)[1:],
         start=start,
         mean=mean,
         deviation=deviation,
         activation=activation,
     )
+    return audit_of(
+        network,
+        images,
+        held_out,
+        distinct_null=distinct_null,
+        means=means,
+        callback=callback,
+        **settings,
+    )
+
+
+def audit_of(
+    network: Plain,
+    images: NDArray[Any] | Tensor | None,
+    held_out: NDArray[Any] | Tensor | None,
+    *,
+    distinct_null: bool,
+    means: Means,
+    callback: Callback,
+    **settings: Any,
+) -> Audit:
+    """`audit` of a network that is read already, for the shape of the images."""
+    given = null = None
+    if images is not None:
+        if held_out is None:
+            raise BadInput("held_out is missing: images that the network never saw are needed")
+        given, null = pixels(images, name="images"), pixels(held_out, name="held_out")
     attack = attack_on(network)
     if attack is sparse_span:
         settings = {**settings, "public_starts": 0}

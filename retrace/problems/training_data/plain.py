@@ -91,11 +91,14 @@ class Plain(nn.Module):
         if not bool((deviation > 0).all()):
             raise BadInput(f"deviation goes down to {float(deviation.min()):g}; above 0 is allowed")
         if "start_weight" in known:
-            before = known["start_weight"]
-            bias = known.get("start_bias", before.new_zeros(before.shape[:1]))
-            self._take_start(linear[0].weight, before, bias)
+            self.take_start(known["start_weight"], known.get("start_bias"))
 
-    def _take_start(self, weight: Tensor, before: Tensor, bias: Tensor) -> None:
+    def take_start(self, before: Tensor, bias: Tensor | None) -> None:
+        """Take these, (n_1, d) and (n_1,), for the first layer before; refused where they are of
+        another shape or not finite."""
+        bias = before.new_zeros(before.shape[:1]) if bias is None else bias
+        _check_types({"start_weight": before, "start_bias": bias})
+        weight = self.get_parameter("layers.0.weight")
         if before.shape != weight.shape or bias.shape != weight.shape[:1]:
             raise BadInput(
                 f"start: its first layer has shape {tuple(before.shape)}, that of the weights "
@@ -153,14 +156,13 @@ def network_of(
             if name in tensors:
                 raise BadInput(f"{name}: the weights say it already; leave it out")
             tensors[name] = torch.as_tensor(value, dtype=torch.float32)
+    network = Plain(tensors, activation=activation or own)
     if start is not None:
         begun = tensors_of(start, name="start")
         names = [key for key in begun if key.endswith("weight") and key not in KNOWN]
         first = min(names, key=_natural, default="")
-        tensors["start_weight"] = before = begun.get(first, torch.zeros(0))
         bias = begun.get(first.removesuffix("weight") + "bias")
-        tensors["start_bias"] = before.new_zeros(before.shape[:1]) if bias is None else bias
-    network = Plain(tensors, activation=activation or own)
+        network.take_start(begun.get(first, torch.zeros(0)), bias)
     wanted = tuple(getattr(weights, "shape", ()))
     network.shape = fitting(shape, inputs=network.inputs, wanted=wanted, name="images")
     try:
