@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+from scipy.stats import binomtest
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
-from retrace.measures.membership import ALLOWED, roc, threshold, told
+from retrace.measures.membership import ALLOWED, interval, roc, threshold, told
 
 
 def drawn(kind: str, *, members: int = 40, held_out: int = 2100) -> tuple[Tensor, Tensor]:
@@ -88,3 +89,12 @@ def test_the_curve_has_that_area(kind: str) -> None:
     assert float(area_below) == pytest.approx(area(members, held_out), abs=1e-6)
     first = max(rate for at, rate in zip(false, true, strict=True) if at == 0)
     assert first == pytest.approx(float(told(members, held_out)["tpr_0"].mean()))
+
+
+@pytest.mark.parametrize("count", [1, 7, 200])
+def test_intervals_are_those_of_the_exact_binomial_test(count: int) -> None:
+    hits = sorted({0, 1, count // 3, count - 1, count})
+    lows, highs = interval([hit / count for hit in hits], count)
+    for hit, low, high in zip(hits, lows, highs, strict=True):
+        exact = binomtest(hit, count).proportion_ci(0.95, method="exact")
+        assert (low, high) == (pytest.approx(exact.low), pytest.approx(exact.high))
