@@ -97,4 +97,4 @@ def test_intervals_are_those_of_the_exact_binomial_test(count: int) -> None:
     lows, highs = interval([hit / count for hit in hits], count)
     for hit, low, high in zip(hits, lows, highs, strict=True):
         exact = binomtest(hit, count).proportion_ci(0.95, method="exact")
-        assert (low, high) == (pytest.approx(exact.low), pytest.approx(exact.high))
+        assert low == pytest.approx(exact.low) and high == pytest.approx(exact.high)

@@ -555,9 +555,12 @@ def test_a_figure_of_several_keys_shows_each_with_the_trials_that_vary_it(
 ) -> None:
     from matplotlib import pyplot
 
-    spaces = [{f"{KNOWN}.seed": [0, 2, 400]}, {f"{KNOWN}.start": ["mean", "noise"]}]
+    spaces: list[dict[str, list[Any]]] = [
+        {f"{KNOWN}.seed": [0, 2, 400]},
+        {f"{KNOWN}.start": ["mean", "noise"]},
+    ]
     drawn_x = {f"{KNOWN}.seed": "seed of it", f"{KNOWN}.start": "start"}
-    section = {
+    section: dict[str, Any] = {
         "vary": [{key: values} for space in spaces for key, values in space.items()],
         "figure": {"metric": {"a": "first", "b": "second"}, "x": drawn_x},
     }
