@@ -6,11 +6,12 @@ networks are that saw it, or did not. It gets here what its authors ask for: the
 settings of the training, and images of the same split; labels; and the logit scale.
 
 - Offline: no shadow saw any of the images. How far is the network surer of an image than the
-  shadows are? Also, with what the shadows are of their own images for the other side of the ratio.
+  shadows are? Beside it a variant of ours, with two sides: how sure the shadows are of their own
+  images stands for members.
 - Online: shadows of a pool, which is the members and some of the held-out images. Each image of it
   was seen by some of them, and not by the others.
 
-Variances are shared by all images, as for few shadows (section VI-B there), or of each image.
+Variances are shared by all images, as the authors advise for few shadows, or of each image.
 """
 
 import argparse
@@ -209,7 +210,7 @@ def shadows_of(
 def confidences(networks: Sequence[torch.nn.Module], images: Tensor, labels: Tensor) -> Tensor:
     """log(p / (1 − p)) of the probability p of each image's label by each network, (K, N) float64.
 
-    From logits, without rounding p to 1: equation 3 in section VI-A.
+    The logit scale of the paper, from logits, so that p is not rounded to 1.
     """
     found = []
     for network in networks:
@@ -238,14 +239,14 @@ def normal(values: Tensor, chosen: Tensor, *, shared: bool) -> Normal:
 
 
 def ratio(confidence: Tensor, *, seen: Normal, unseen: Normal) -> Tensor:
-    """log of p(confidence | member) / p(confidence | no member), of each image: equation 4."""
+    """log of p(confidence | member) / p(confidence | no member), of each image."""
     scores: Tensor = seen.log_prob(confidence) - unseen.log_prob(confidence)
     return scores
 
 
 def surer(confidence: Tensor, *, unseen: Normal) -> Tensor:
     """In standard deviations, how much surer than unseen images make networks: in the order of the
-    one-sided test, equation 5, which rounds to 1."""
+    one-sided test's probability, which rounds to 1."""
     return (confidence - unseen.mean) / unseen.stddev
 
 
@@ -430,7 +431,7 @@ def options(parser: argparse.ArgumentParser) -> None:
         help="an mlp of params.yaml, or several; default: ordinary_100",
     )
     parser.add_argument(
-        "--shadows", type=int, metavar="N", default=48, help="of each kind; default: 48"
+        "--shadows", type=int, metavar="N", default=40, help="of each kind; default: 40"
     )
     parser.add_argument(
         "--pool",
