@@ -238,8 +238,8 @@ def page(results: dict[str, Result]) -> str:
             "trained as the attacked one was (LiRA, Carlini et al. 2022, arXiv 2112.03570), on the "
             "same images; in brackets 95 % bootstrap intervals. Offline, no shadow saw any of the "
             "images; with two sides, how sure they are of their own stands for members. Online, "
-            "some saw each: a pool of the members and some of the held-out images, on which the other "
-            "attacks are scored too (`python -m benchmarks.bench_membership`).",
+            "some saw each: a pool of the members and some of the held-out images, on which the "
+            "other attacks are scored too (`python -m benchmarks.bench_membership`).",
             "",
             *membership(results["membership"]),
         ]
