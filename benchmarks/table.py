@@ -181,6 +181,32 @@ def profile(result: Result) -> Iterator[str]:
         yield f"| {stage} | {seconds:.0f} |"
 
 
+def membership(result: Result) -> Iterator[str]:
+    """Lines of the table of membership by shadow networks and without."""
+    yield (
+        "| network | attack | members | held-out | at 0 false positives | at 0.1 % | at 1 % | AUC "
+        "| shadows | their training, s |"
+    )
+    yield "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"
+    for network, kinds in result["networks"].items():
+        for kind in ("offline", "online"):
+            entry = kinds[kind]
+            for attack, found in entry["attacks"].items():
+                shares = [
+                    f"{found[key]:.1%} ({found[f'{key}_low']:.0%} – {found[f'{key}_high']:.0%})"
+                    if key in found
+                    else "–"
+                    for key in ("tpr_0", "tpr_0.1", "tpr_1")
+                ]
+                trained = attack.startswith("LiRA")
+                cells = [
+                    *(f"`{network}`", attack, str(entry["n"]), f"{entry['null_n']:,}", *shares),
+                    f"{found['auc']:.3f}",
+                    *((str(entry["shadows"]), f"{entry['seconds']:.0f}") if trained else "––"),
+                ]
+                yield f"| {' | '.join(cells)} |"
+
+
 def page(results: dict[str, Result]) -> str:
     """The whole page; a benchmark without a result is left out."""
     lines = [
@@ -204,6 +230,18 @@ def page(results: dict[str, Result]) -> str:
             "much.",
             "",
             *growth(results["growth"]),
+        ]
+    if "membership" in results:
+        lines += [
+            "",
+            "Members found, by the weights (`stationarity`), by the loss, and by shadow networks "
+            "trained as the attacked one was (LiRA, Carlini et al. 2022, arXiv 2112.03570), on the "
+            "same images; in brackets 95 % bootstrap intervals. Offline, no shadow saw any of the "
+            "images; with two sides, how sure they are of their own stands for members. Online, "
+            "some saw each: a pool of the members and some of the held-out images, on which the "
+            "other attacks are scored too (`python -m benchmarks.bench_membership`).",
+            "",
+            *membership(results["membership"]),
         ]
     if "pipeline" in results:
         lines += ["", *profile(results["pipeline"])]
