@@ -327,10 +327,12 @@ def compare(
     training = record["training"]
     training["steps"] = training["steps"] if steps is None else steps
     per_class = training["per_class"]
-    images, told = (torch.from_numpy(ground.given[key]) for key in ("observed", "labels"))
+    images, told, public = (
+        torch.from_numpy(ground.given[key]) for key in ("observed", "labels", "public")
+    )
     labels = told.long()
     ways = {
-        "stationarity": stationarity.reconstruct(network, images),
+        "stationarity": stationarity.reconstruct(network, images, beside={"public": public}),
         "loss": loss.reconstruct(network, images, beside={"labels": told}),
     }
     confidence = confidences([network], images, labels)[0]

@@ -102,7 +102,7 @@ TINY: dict[str, Any] = {
         "training_data": {"source": "data/validation.npz"},
         "membership": {
             "source": "data/train.npz",
-            "settings": {"per_class": 2, "held_out": 300},
+            "settings": {"per_class": 2, "held_out": 300, "public": 200},
         },
         "network_inversion": {"source": "models/vae.safetensors"},
         "decoder_inversion": {"source": "models/vae.safetensors", "settings": {"images": 12}},

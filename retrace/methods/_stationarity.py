@@ -1,4 +1,4 @@
-"""What the first layer of a trained network holds of each image: its column, and how far from it.
+"""What the layers of a trained network hold of each image: its row and its column.
 
 The gradient of the first layer's weights and bias is a sum over the images of g_i [x'_i, 1], x' the
 normalised image and g_i the gradient of its loss by what the units add up, whatever the depth, the
@@ -12,6 +12,12 @@ the label, of cross-entropy. So each g_i, the column of the image, is known from
 image alone, and lies in the column space of [W₁, b₁], but for units at whose kink the image lies,
 where any slope between the two sides is possible. Other images have columns too, but they lie
 elsewhere: the relative distance is what tells members from others.
+
+The rows tell as much. The same holds of every layer, with what it gets of the image, h, in place of
+the image: [h, 1] of a training image lies in the row space of [W, b], as long as that is smaller
+than what a layer can get, which the second layer of a wide network is even where there are more
+images than an image has pixels. What the first layer gets is fixed; what later ones get moves
+until training comes to a standstill.
 """
 
 from collections.abc import Callable
@@ -54,6 +60,17 @@ class Chain(NamedTuple):
     def normalised(self, images: Tensor) -> Tensor:
         """What the first layer sees of pixels (m, d), in float64."""
         return (images.double() - self.mean) / self.deviation
+
+    def received(self, images: Tensor) -> list[Tensor]:
+        """What each layer gets of pixels (m, d), with a 1: (m, n_{l-1} + 1); the first one's in
+        units of pixels, as `rows` are."""
+        one = torch.ones(len(images), 1, dtype=torch.float64, device=self.mean.device)
+        found = [torch.cat([images.double() - self.mean, one], dim=1)]
+        values = self.normalised(images)
+        for weight, bias in zip(self.weights[:-1], self.biases[:-1], strict=True):
+            values, _ = self.slopes(torch.addmm(bias, values, weight.T))
+            found.append(torch.cat([values, one], dim=1))
+        return found
 
     def slopes(self, sums: Tensor) -> tuple[Tensor, Tensor]:
         """Values and slopes of the activation."""
@@ -251,6 +268,32 @@ class Columns:
             wanted = (columns @ factors[:, :, None]).squeeze(2) * self.lengths
             fitted.append(wanted @ self.columns[self.live])
         return torch.cat(residuals), torch.cat(fitted)
+
+
+def row_distances(chain: Chain, rows: Tensor, images: Tensor) -> Tensor:
+    """How far what the hidden layers get of images (m, d) lies from their rows: relative distances
+    in [0, 1], (m, k), of the k layers whose rows leave room.
+
+    `rows` (n_1, d + 1) are the first layer's, see `changed_rows`. The last layer has as many rows
+    as there are classes: it is left out.
+    """
+    layers = [rows]
+    for weight, bias in zip(chain.weights[1:-1], chain.biases[1:-1], strict=True):
+        layers.append(torch.cat([weight, bias[:, None]], dim=1))
+    bases = []
+    for layer in layers:
+        _, values, basis = torch.linalg.svd(layer, full_matrices=False)
+        bases.append(basis[: rank_above_noise(values)])
+    found = []
+    for part in images.split(BLOCK):
+        received = chain.received(part)
+        outside = [
+            (got - got @ basis.T @ basis).norm(dim=1) / got.norm(dim=1)
+            for got, basis in zip(received, bases, strict=False)
+            if len(basis) < basis.shape[1]
+        ]
+        found.append(torch.stack(outside, dim=1) if outside else part.new_zeros(len(part), 0))
+    return torch.cat(found).double() if found else torch.zeros(0, 0, dtype=torch.float64)
 
 
 def rank_above_noise(values: Tensor) -> int:

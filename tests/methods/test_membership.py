@@ -9,8 +9,9 @@ from sklearn.metrics import log_loss, roc_auc_score
 from strokes import SHAPE, strokes
 from torch import Tensor, nn
 
-from retrace.methods._stationarity import Columns, chain_of, changed_rows
+from retrace.methods._stationarity import Columns, chain_of, changed_rows, row_distances
 from retrace.methods.membership import loss, stationarity
+from retrace.methods.membership.stationarity import distances_of, standing_out
 from retrace.networks.mlp import Network, training_set
 from retrace.networks.regression import Network as Regression
 from retrace.types import BadInput
@@ -43,8 +44,7 @@ def trained() -> Problem:
 
 def scores_of(method: Any, of: Problem, **settings: Any) -> Tensor:
     observed = torch.cat([of.members, of.held_out])
-    if method is loss:
-        settings["beside"] = {"labels": of.labels.float()}
+    settings["beside"] = {"labels": of.labels.float(), "public": strokes(10, seed=2)[0]}
     scores: Tensor = method.reconstruct(of.network, observed, **settings)
     assert scores.shape == (len(observed),) and scores.dtype == torch.float32
     assert scores.isfinite().all()
@@ -63,25 +63,47 @@ def test_members_are_told_from_held_out_images(trained: Problem) -> None:
     assert int(found.sum()) >= 24  # of 30
 
 
-def test_the_score_is_minus_the_logarithm_of_the_distance(trained: Problem) -> None:
+def test_rows_and_columns_are_tests_of_their_own(trained: Problem) -> None:
     chain = chain_of(trained.network)
-    columns = Columns(chain, chain.rows(), ridge=1e-6)
-    distances, _ = columns.fit(trained.members.flatten(1))
-    scores = stationarity.reconstruct(trained.network, trained.members, ridge=1e-6)
-    torch.testing.assert_close(scores, -distances.log().float())
-    weaker = stationarity.reconstruct(trained.network, trained.members, ridge=0.5)
-    assert float((scores - weaker).min()) > 0.1  # a ridge keeps directions from holding anything
+    columns = Columns(chain, chain.rows(), ridge=1e-6).fit(trained.members.flatten(1))[0]
+    rows = row_distances(chain, chain.rows(), trained.members.flatten(1))
+    both = distances_of(trained.network, trained.members, ridge=1e-6)
+    torch.testing.assert_close(both, torch.cat([columns[:, None], rows], dim=1))
+    for tests, alone in (("columns", columns[:, None]), ("rows", rows)):
+        of_it: Any = tests
+        found = distances_of(trained.network, trained.members, tests=of_it, ridge=1e-6)
+        torch.testing.assert_close(found, alone)
+    scores = {tests: scores_of(stationarity, trained, tests=tests) for tests in ("rows", "columns")}
+    torch.testing.assert_close(
+        scores_of(stationarity, trained), torch.maximum(scores["rows"], scores["columns"])
+    )
+    assert int((scores["rows"][:30] > scores["rows"][30:].max()).sum()) == 30
 
 
-def test_an_image_without_any_distance_has_a_finite_score(
-    trained: Problem, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def nowhere(columns: Columns, images: Tensor, **settings: Any) -> tuple[Tensor, Tensor]:
-        return torch.zeros(len(images)).double(), torch.zeros(0)
+def test_the_score_counts_deviations_of_the_logarithm_in_the_clearest_test() -> None:
+    generator = np.random.default_rng(0)
+    public = np.exp(generator.normal([0.0, -3.0, -1.0], [1.0, 0.5, 0.2], size=(4000, 3)))
+    distances = np.exp([[-4.0, -3.0, -1.0], [1.0, -5.0, -1.0], [0.0, -3.0, -0.8]])
+    scores = standing_out(torch.from_numpy(distances), torch.from_numpy(public))
+    assert scores.tolist() == pytest.approx([4, 4, 0], abs=0.15)
+    # What is no distance at all, or of images that are all one, is finite.
+    for degenerate in (torch.zeros(3, 1), torch.ones(3, 1)):
+        assert standing_out(torch.zeros(2, 1).double(), degenerate.double()).isfinite().all()
 
-    monkeypatch.setattr(Columns, "fit", nowhere)
-    scores = stationarity.reconstruct(trained.network, trained.members)
-    assert scores.tolist() == pytest.approx([-np.log(1e-12)] * 30)
+
+def test_public_images_are_asked_for(trained: Problem) -> None:
+    for beside in ({}, {"public": trained.held_out[:1]}):
+        with pytest.raises(BadInput, match=r"^public: at least two images"):
+            stationarity.reconstruct(trained.network, trained.members, beside=beside)
+
+
+def test_rows_that_span_everything_tell_nothing() -> None:
+    torch.manual_seed(0)
+    network = Network(shape=[4, 5], widths=[40])
+    images = torch.rand(6, 4, 5)
+    with pytest.raises(BadInput, match=r"^tests = rows: the rows of all layers span whatever"):
+        distances_of(network, images, tests="rows")
+    assert distances_of(network, images).shape == (6, 1)
 
 
 def test_a_network_as_it_was_drawn_tells_nothing() -> None:
@@ -98,7 +120,8 @@ def test_columns_of_a_fine_tuned_network_lie_in_the_change() -> None:
     rows, duals = changed_rows(tuned.network, chain)
     assert duals == "free"
     distances, _ = Columns(chain, rows).fit(tuned.members.flatten(1), duals=duals)
-    torch.testing.assert_close(scores[:20], -distances.log().float())
+    torch.testing.assert_close(distances_of(tuned.network, tuned.members)[:, 0], distances)
+    assert scores[:20].min() > scores[20:].max()
     # Of the layer itself, the images fine-tuned on are no others than those before.
     del tuned.network.start_weight, tuned.network.start_bias
     assert not torch.allclose(scores_of(stationarity, tuned), scores, atol=0.1)
@@ -145,4 +168,5 @@ def test_what_gives_no_logits_is_refused(wrong: str) -> None:
 
 def test_a_network_that_is_not_covered_is_refused() -> None:
     with pytest.raises(BadInput, match="does not cover this network"):
-        stationarity.reconstruct(Regression(inputs=5, outputs=3), torch.rand(2, 5))
+        images = torch.rand(2, 5)
+        stationarity.reconstruct(Regression(inputs=5, outputs=3), images, beside={"public": images})

@@ -22,6 +22,7 @@ from retrace.methods._stationarity import (
     duals_of,
     kept_share,
     rank_above_noise,
+    row_distances,
     smallest_share,
 )
 from retrace.networks import mlp
@@ -441,3 +442,47 @@ def test_a_network_that_is_not_covered_is_refused(
 def test_a_regression_is_refused() -> None:
     with pytest.raises(BadInput, match="does not cover this network"):
         chain_of(Regression(inputs=5, outputs=3))
+
+
+def test_row_distances_are_those_of_least_squares_in_each_layer_that_leaves_room() -> None:
+    torch.manual_seed(0)
+    network = mlp.Network(shape=[4, 5], widths=[30, 12, 8], outputs=3)
+    linear = [layer for layer in network.layers if isinstance(layer, nn.Linear)]
+    with torch.no_grad():
+        for number, rank in ((0, 6), (1, 4)):  # the third has 8 rows of 13
+            layer = linear[number]
+            parts = torch.randn(layer.out_features, rank), torch.randn(rank, layer.in_features)
+            layer.weight.copy_(parts[0] @ parts[1])
+            layer.bias.copy_(layer.weight[:, 0])
+    chain = chain_of(network)
+    images = torch.rand(300, 4, 5)  # more than one block
+    got: list[NDArray[Any]] = []
+    hooks = [
+        layer.register_forward_hook(lambda _, given, __: got.append(given[0].numpy()))
+        for layer in network.double().layers
+    ]
+    with torch.no_grad():
+        network(images.double())
+    for hook in hooks:
+        hook.remove()
+    received = chain.received(images.flatten(1))
+    assert len(received) == 4
+    found = row_distances(chain, chain.rows(), images.flatten(1))
+    assert found.shape == (300, 3)
+    for number, (values, given) in enumerate(zip(got[:3], received, strict=False)):
+        scale = chain.deviation.numpy() if number == 0 else 1
+        full = np.concatenate([values * scale, np.ones((300, 1))], axis=1)
+        np.testing.assert_allclose(given.numpy(), full, atol=1e-6)
+        weight, bias = (p.detach().numpy() for p in linear[number].parameters())
+        rows = np.concatenate([weight * scale, bias[:, None]], axis=1)
+        basis = np.linalg.svd(rows, full_matrices=False)[2][: (6, 4, 8)[number]]
+        rest = full.T - basis.T @ np.linalg.lstsq(basis.T, full.T, rcond=None)[0]
+        expected = np.linalg.norm(rest, axis=0) / np.linalg.norm(full, axis=1)
+        np.testing.assert_allclose(found[:, number].numpy(), expected, atol=1e-6)
+    # Combinations of the rows are at no distance.
+    inside = (chain.rows()[:2] / chain.rows()[:2, -1:])[:, :-1] + chain.mean
+    assert float(row_distances(chain, chain.rows(), inside)[:, 0].max()) < 1e-6
+    full_rank = mlp.Network(shape=[4, 5], widths=[40, 60], outputs=3)
+    assert row_distances(
+        chain_of(full_rank), chain_of(full_rank).rows(), images.flatten(1)
+    ).shape == (300, 0)

@@ -59,7 +59,7 @@ def ground_of(split: Split, *, fine_tuned: bool = False, **training: Any) -> Gro
 
 def observed(ground: Ground, **settings: int) -> Ground:
     """The same, with what is observed of it and the truth."""
-    given, truth = observe(ground, **{"per_class": 8, "held_out": 120, **settings})
+    given, truth = observe(ground, **{"per_class": 8, "held_out": 120, "public": 20, **settings})
     ground.__dict__ |= {"given": given, "truth": truth}
     return ground
 
@@ -78,18 +78,19 @@ def ranks_of(split: Split) -> list[int]:
 
 
 def test_the_first_images_of_each_class_are_observed_and_the_last_of_all(split: Split) -> None:
-    given, truth = observe(ground_of(split), per_class=8, held_out=120)
+    given, truth = observe(ground_of(split), per_class=8, held_out=120, public=20)
     ranks = ranks_of(split)
     first = [position for position in range(COUNT) if ranks[position] < 8]
     last = list(range(COUNT - 120, COUNT))
     assert len(first) == 80 and max(first) < min(last)
     assert places(given["observed"], split) == first + last
+    assert places(given["public"], split) == list(range(COUNT - 140, COUNT - 120))
     assert truth["ranks"].tolist() == [ranks[position] for position in first + last]
     assert truth["held_out"].tolist() == [False] * 80 + [True] * 120
     assert given["labels"].tolist() == split[1][first + last].tolist()
     assert given["labels"].dtype == np.float32  # what a method may be told are floats
     assert not given["each"] and given["dataset"] == "noise"
-    assert set(given) == {"observed", "labels", "dataset", "each"}
+    assert set(given) == {"observed", "public", "labels", "dataset", "each"}
 
 
 @pytest.mark.parametrize(
@@ -97,11 +98,19 @@ def test_the_first_images_of_each_class_are_observed_and_the_last_of_all(split: 
 )
 def test_images_that_would_be_both_are_refused(per_class: int, held_out: int, split: Split) -> None:
     message = (
-        rf"^params\.yaml: problems\.membership\.settings: per_class = {per_class} and held_out = "
-        rf"{held_out} overlap: the training split has {COUNT} images"
+        rf"^params\.yaml: problems\.membership\.settings: held_out \+ public = {held_out + 20}: of "
+        rf"the training split's {COUNT} images, \d+ come after the first {per_class} of each class"
     )
     with pytest.raises(WrongValue, match=message):
-        observe(ground_of(split), per_class=per_class, held_out=held_out)
+        observe(ground_of(split), per_class=per_class, held_out=held_out, public=20)
+
+
+def test_all_images_that_are_left_may_be_used_and_no_more(split: Split) -> None:
+    spare = COUNT - 1 - max(p for p, rank in enumerate(ranks_of(split)) if rank < 8)
+    given, _ = observe(ground_of(split), per_class=8, held_out=spare - 5, public=5)
+    assert len(given["public"]) == 5 and len(given["observed"]) == 80 + spare - 5
+    with pytest.raises(WrongValue, match=f"held_out .* = {spare + 1}: .* {spare} come after"):
+        observe(ground_of(split), per_class=8, held_out=spare - 5, public=6)
 
 
 @pytest.mark.parametrize("offset", [0, 2, 4])
@@ -222,7 +231,7 @@ def workspace(
     write_json(Path("data/dataset.json"), {"name": "digits"})
     params = copy.deepcopy(TINY)
     params["networks"] = {"own": {"architecture": "mlp", "arguments": {"widths": [4]}}}
-    settings = {"per_class": 8, "held_out": 400}
+    settings = {"per_class": 8, "held_out": 400, "public": 100}
     params["problems"] = {"membership": {"source": "data/train.npz", "settings": settings}}
     identity = {"problem": "membership", "network": "own"}
     runs = {

@@ -1,28 +1,40 @@
-"""Membership by stationarity: the first layer holds columns of training images, not of others."""
+"""Membership by stationarity: layers hold rows and columns of training images, not of others."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from retrace.methods._stationarity import RIDGE, Columns, chain_of, changed_rows
-from retrace.types import Callback, ignore
+from retrace.methods._stationarity import RIDGE, Columns, chain_of, changed_rows, row_distances
+from retrace.types import BadInput, Callback, ignore
 
-LEAST = 1e-12  # residual below which float64 says nothing
+LEAST = 1e-12  # distance below which float64 says nothing
+STEADY = 1e-6  # deviation of the logarithms below which public images are all one
+
+Tests = Literal["both", "rows", "columns"]
 
 
 def reconstruct(
     network: nn.Module,
     observed: Tensor,
     *,
+    beside: dict[str, Tensor],
+    tests: Tests = "both",
     ridge: Annotated[float, Field(gt=0, lt=1)] = RIDGE,
     callback: Callback = ignore,
 ) -> Tensor:
-    """Say how near each image's column is to the column space of the first layer.
+    """Say how near to what the layers hold an image lies, as seen beside images that are public.
 
-    No label is asked for, no other network, and no image that is known to be a member. The training
-    has to have come near to a standstill, with weight decay; or the first layer from which it began
-    is known: see retrace/methods/_stationarity.py.
+    No label is asked for, no other network, and no image that is known to be a member. Rows tell
+    where they leave room: the first layer's of fewer images than pixels, later ones' of fewer
+    images than units. Columns ask for weight decay and a training that has come near to a
+    standstill. Of a fine-tuned network the first layer from which it began is known: see
+    retrace/methods/_stationarity.py.
+
+    Each distance is compared with those of the public images, in standard deviations of its
+    logarithm, and the test by which an image stands out most decides: the smallest of several
+    p-values (Tippett 1931), since an image may be missing from one test and clear in another.
 
     Parameters
     ----------
@@ -30,6 +42,10 @@ def reconstruct(
         A chain of linear layers: see `chain_of`.
     observed : (N, *shape)
         Images in [0, 1].
+    beside : dict
+        ``public`` (m, *shape), at least two images of the same kind that are no members.
+    tests : "both", "rows" or "columns"
+        Rows of all hidden layers; columns of the first.
     ridge : float
         See `Columns`.
     callback : function
@@ -38,15 +54,52 @@ def reconstruct(
     Returns
     -------
     (N,) float32
-        -log of the relative distance: the larger, the more likely a member.
+        Standard deviations by which an image lies nearer than public ones: the larger, the more
+        likely a member.
 
     Raises
     ------
     BadInput
-        When the network is not covered.
+        When the network is not covered, there are too few public images, or no row space leaves
+        room and only rows are asked for.
+    """
+    public = beside.get("public")
+    if public is None or len(public) < 2:
+        raise BadInput(
+            "public: at least two images of the same kind that are no members are needed"
+        )
+    distances = distances_of(network, observed, tests=tests, ridge=ridge)
+    return standing_out(distances, distances_of(network, public, tests=tests, ridge=ridge))
+
+
+def distances_of(
+    network: nn.Module, images: Tensor, *, tests: Tests = "both", ridge: float = RIDGE
+) -> Tensor:
+    """Relative distances of images (m, *shape) in [0, 1], by test: (m, k) float64.
+
+    Raises
+    ------
+    BadInput
+        See `reconstruct`.
     """
     chain = chain_of(network)
     rows, duals = changed_rows(network, chain)
-    residuals, _ = Columns(chain, rows, ridge=ridge).fit(observed.flatten(1), duals=duals)
-    scores: Tensor = -residuals.clamp(min=LEAST).log().float()
+    flat = images.flatten(1)
+    found = []
+    if tests != "rows":
+        found.append(Columns(chain, rows, ridge=ridge).fit(flat, duals=duals)[0][:, None])
+    if tests != "columns":
+        found.append(row_distances(chain, rows, flat))
+    distances = torch.cat(found, dim=1)
+    if distances.shape[1] == 0:
+        raise BadInput("tests = rows: the rows of all layers span whatever these can get")
+    return distances
+
+
+def standing_out(distances: Tensor, public: Tensor) -> Tensor:
+    """By how many standard deviations images stand out, in the test where they do most, (m,)
+    float32, by their distances (m, k) and those of public images (p, k)."""
+    logs, usual = (part.clamp(min=LEAST).log() for part in (distances, public))
+    deviation = usual.std(dim=0).clamp(min=STEADY)
+    scores: Tensor = ((usual.mean(dim=0) - logs) / deviation).amax(dim=1).float()
     return scores

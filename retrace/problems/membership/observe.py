@@ -15,9 +15,11 @@ def observe(
     *,
     per_class: Annotated[int, Field(ge=1)] = 100,
     held_out: Annotated[int, Field(ge=1)] = 5000,
+    public: Annotated[int, Field(ge=2)] = 2000,
 ) -> Observations:
     """The first images of each class of the training split, from which networks take their training
-    sets, and the last images of that split, whatever their class.
+    sets, and the last images of that split, whatever their class. Those before them are public:
+    what an attacker has of the same kind.
 
     The truth is the rank of each image in its class, by which a training set is chosen, and which
     of them belong to the last ones.
@@ -28,15 +30,19 @@ def observe(
         members = torch.nonzero(labels == label).flatten()
         ranks[members] = torch.arange(len(members))
     first = torch.nonzero(ranks < per_class).flatten()
-    last = torch.arange(len(labels))[-held_out:]
-    if int(first.max()) >= int(last.min()) or held_out >= len(labels):
+    spare = len(labels) - 1 - int(first.max())
+    if held_out + public > spare:
         raise WrongValue(
-            f"params.yaml: problems.{ground.problem}.settings: per_class = {per_class} and "
-            f"held_out = {held_out} overlap: the training split has {len(labels)} images"
+            f"params.yaml: problems.{ground.problem}.settings: held_out + public = "
+            f"{held_out + public}: of the training split's {len(labels)} images, {max(spare, 0)} "
+            f"come after the first {per_class} of each class"
         )
+    last = torch.arange(len(labels))[-held_out:]
+    known = torch.arange(len(labels))[-held_out - public : -held_out]
     chosen = torch.cat([first, last])
     given = {
         "observed": images[chosen].numpy(),
+        "public": images[known].numpy(),
         "labels": labels[chosen].float().numpy(),  # a method that asks for them may know them
         "dataset": np.array(ground.dataset),
         "each": np.array(False),

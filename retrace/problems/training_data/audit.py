@@ -28,6 +28,7 @@ from retrace.measures.identification import (
 )
 from retrace.measures.quality import means_with_intervals
 from retrace.methods._stationarity import Columns, chain_of, changed_rows
+from retrace.methods.membership.stationarity import distances_of, standing_out
 from retrace.methods.training_data import sparse_span, vertices
 from retrace.methods.training_data.row_differences import two_hidden_layers
 from retrace.problems.settings import checked
@@ -213,6 +214,8 @@ def audit_of(
     scores |= score_candidates(candidates, truth, means=means)
     values = null_matching(candidates, truth, mean=truth.mean).values
     highest = int(positions[values.argmax()])
+    near = distances_of(network, given)
+    usual = distances_of(network, truth.held_out)
     scores |= {
         "n": len(truth.images),
         "claim": claim_of(scores, highest=highest),
@@ -220,8 +223,9 @@ def audit_of(
         "null_suspects": positions[values > float(THRESHOLDS[-1])].tolist(),
         **removed,
         "membership": membership_of(
-            columns.fit(given.flatten(1), duals=duals)[0],
-            columns.fit(truth.held_out, duals=duals)[0],
+            standing_out(near, usual),
+            standing_out(usual, usual),
+            residuals=near[:, 0],
             certified=certified,
             means=means,
         ),
@@ -280,31 +284,32 @@ def sight(rows: Mapping[str, Any]) -> str:
 
 
 def membership_of(
-    images: Tensor, held_out: Tensor, *, certified: Tensor, means: Means
+    images: Tensor, held_out: Tensor, *, residuals: Tensor, certified: Tensor, means: Means
 ) -> dict[str, Any]:
-    """What residuals of images (n,) and held-out ones (m,) say of each image, see `told`.
+    """What is to be said of images (n,) and held-out ones (m,) by how much they stand out, see
+    `standing_out`, and by the images' residuals (n,), the distances of their columns.
 
-    Beside these means with intervals, over all images: ``residuals`` of the images; ``held_out``,
-    their 0, 1, 50 % quantiles of the held-out ones; and ``verdicts``. An image is a member where
-    its residual is below that of every held-out image, of at least 100. It is no member where it is
-    among the upper 95 % of theirs and twice that of every certified candidate (K,), of at least
-    ten. Otherwise it cannot be told.
+    Beside the means with intervals of `told`, over all images: ``scores`` and ``residuals`` of the
+    images; ``held_out``, the largest score of the held-out ones, that of 1 % and the median; and
+    ``verdicts``. An image is a member where it stands out more than every held-out image, of at
+    least 100. It is no member where it stands out as the usual 95 % of theirs do, and its residual
+    is twice that of every certified candidate (K,), of at least ten. Otherwise it cannot be told.
     """
-    scores: dict[str, Any] = means(membership.told(-images, -held_out))
+    scores: dict[str, Any] = means(membership.told(images, held_out))
     enough = len(held_out) >= ENOUGH
-    usual = float(held_out.quantile(0.05))
     bar = BEYOND * float(certified.max()) if len(certified) >= CERTIFIED else math.inf
-    member = (images < held_out.min()) & enough
-    other = (images > bar) & (images > usual)
+    member = (images > held_out.max()) & enough
+    other = (residuals > bar) & (images < held_out.quantile(0.95))
     verdicts = [
         VERDICTS[0 if is_member else 1 if is_other else 2]
         for is_member, is_other in zip(member.tolist(), other.tolist(), strict=True)
     ]
-    quantiles = held_out.quantile(held_out.new_tensor([0.0, 0.01, 0.5])).tolist()
+    quantiles = held_out.quantile(held_out.new_tensor([1.0, 0.99, 0.5])).tolist()
     return {
         **scores,
-        "residuals": images.tolist(),
-        "held_out": dict(zip(("0", "0.01", "0.5"), quantiles, strict=True)),
+        "scores": images.tolist(),
+        "residuals": residuals.tolist(),
+        "held_out": dict(zip(("1", "0.99", "0.5"), quantiles, strict=True)),
         "verdicts": verdicts,
     }
 
@@ -313,11 +318,12 @@ def membership_lines(scores: Mapping[str, Any]) -> list[str]:
     """The membership table; of a single image its verdict."""
     found = scores["membership"]
     if len(found["verdicts"]) == 1:
-        verdict, residual = found["verdicts"][0], found["residuals"][0]
-        low, first, middle = found["held_out"].values()
+        verdict, score = found["verdicts"][0], found["scores"][0]
+        most, first, _ = found["held_out"].values()
         return [
-            f"{verdict}: residual {residual:.4f}; of {scores['null_n']:,} held-out images the "
-            f"smallest has {low:.4f}, 1 % are below {first:.4f}, half below {middle:.4f}"
+            f"{verdict}: {score:.1f} standard deviations nearer to what the weights hold than held-"
+            f"out images are on average; the nearest of {scores['null_n']:,} has {most:.1f}, 1 % "
+            f"have more than {first:.1f}"
         ]
     lines = ["", f"{'told as members, at':<24}{'images':>16}{'(95 % interval)':>20}"]
     for name in membership.ALLOWED:
