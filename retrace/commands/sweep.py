@@ -28,8 +28,8 @@ def main(name: str) -> None:
     table, picture = TABLES / f"{name}.csv", TABLES / f"{name}.png"
     write_table(table, rows)
     title = f"{name} ({read_json(DATASET)['name']}, {len(rows)} trials)"
-    keys, named = list(sweep.trials[0].values), [trial.named for trial in sweep.trials]
-    draw(picture, rows, keys, sweep.figure, title=title, named=named)
+    keys, spaces = list(sweep.trials[0].values), [trial.spaces for trial in sweep.trials]
+    draw(picture, rows, keys, sweep.figure, title=title, spaces=spaces)
     refused = sum(bool(row["refused"]) for row in rows)
     print(
         f"{name}: {len(rows)} trials, {before} of them done before, {refused} refused, "

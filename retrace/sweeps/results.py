@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,8 @@ from retrace.sweeps.trials import Figure, Sweep
 ABREAST = 3  # panels in a row
 WIDE = 8  # ratio of the ends of an axis that is worth a logarithm
 COUNTS, SHARE = ("identified", "matched_99"), "_share"  # of sets that differ in size
-NAMED = ("named",)  # of a row, the keys of its spaces: no text, which a metric may be called
+ABOUT = ("about",)  # of a row, the keys that it says something of: no text, as metrics are
+Spaces = Iterable[tuple[str, ...]]  # of a row, the keys of each space that it is in
 
 Row = dict[Any, Any]
 
@@ -72,11 +73,11 @@ def draw(
     figure: Figure,
     *,
     title: str,
-    named: Sequence[frozenset[str]] = (),
+    spaces: Sequence[Spaces] = (),
 ) -> None:
     """Draw the metrics of all trials that were not refused; refused where no trial has one.
 
-    `named` are the keys of the spaces that each row is in; without it each is in one of all keys.
+    `spaces` are those that each row is in; without them each is in one of all keys.
     """
     import matplotlib
 
@@ -84,9 +85,10 @@ def draw(
     from matplotlib import pyplot
 
     wanted, down, across = figure.metrics, figure.rows, figure.columns
+    several = isinstance(figure.x, dict)
     rows = [
-        {**row, NAMED: of}
-        for row, of in zip(rows, named or [frozenset(keys)] * len(rows), strict=True)
+        {**row, ABOUT: {key for space in of for key in (space[:1] if several else space)}}
+        for row, of in zip(rows, spaces or [[tuple(keys)]] * len(rows), strict=True)
     ]
     for metric in wanted:
         if not any(isinstance(row.get(metric), int | float) for row in rows):
@@ -110,7 +112,7 @@ def draw(
     else:
         captions = figure.x or {key: short(key) for key in keys}
         panels = {
-            divmod(i, ABREAST): (key, caption, "", [r for r in values.rows if key in r[NAMED]])
+            divmod(i, ABREAST): (key, caption, "", [r for r in values.rows if key in r[ABOUT]])
             for i, (key, caption) in enumerate(captions.items())
         }
     height, width = (1 + max(place) for place in zip(*panels, strict=True))

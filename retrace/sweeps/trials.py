@@ -51,8 +51,10 @@ class Range(Part):
 class Figure(Part):
     """A metric against a key, a line, column and row for each value of others.
 
-    With several keys a panel for each, of the trials whose space of `vary` names it; with none, for
-    all keys that vary. Several metrics are a line each. What there are several of has captions.
+    With several keys a panel for each, of the trials of those spaces of `vary` that begin with it:
+    a space is about its first key, and what goes with it. With none, a panel for each key that
+    varies, of the trials of the spaces that name it. Several metrics are a line each. What there
+    are several of has captions.
     """
 
     metric: str | dict[str, str]
@@ -80,12 +82,12 @@ Choices = dict[str, list[Any] | Range]
 
 
 class Trial(NamedTuple):
-    """Parameters of a trial, small, every value written out; those of the keys that vary; and the
-    keys of the spaces that it is in."""
+    """Parameters of a trial, small, every value written out; those of the keys that vary; and of
+    each space that it is in the keys."""
 
     params: Params
     values: dict[str, Any]
-    named: frozenset[str]
+    spaces: frozenset[tuple[str, ...]]
 
 
 class Sweep(NamedTuple):
@@ -199,9 +201,10 @@ def expand(
             reason = str(refusal).removeprefix("params.yaml: ")
             raise Refusal(f"params.yaml: {where}, trial {number}: {reason}") from None
         content = params.model_dump()
-        trial = Trial(params, {key: _lookup(content, key) for key in keys}, frozenset(point))
+        values = {key: _lookup(content, key) for key in keys}
+        trial = Trial(params, values, frozenset([tuple(point)]))
         one = found.setdefault(params.model_dump_json(), trial)
-        found[params.model_dump_json()] = one._replace(named=one.named | trial.named)
+        found[params.model_dump_json()] = one._replace(spaces=one.spaces | trial.spaces)
     for key in keys:
         if all(trial.values[key] is None for trial in found.values()):
             raise Refusal(

@@ -555,24 +555,25 @@ def test_a_figure_of_several_keys_shows_each_with_the_trials_that_vary_it(
 ) -> None:
     from matplotlib import pyplot
 
-    spaces: list[dict[str, list[Any]]] = [
-        {f"{KNOWN}.seed": [0, 2, 400]},
-        {f"{KNOWN}.start": ["mean", "noise"]},
-    ]
-    drawn_x = {f"{KNOWN}.seed": "seed of it", f"{KNOWN}.start": "start"}
+    seed, start, steps = (f"{KNOWN}.{key}" for key in ("seed", "start", "steps"))
     section: dict[str, Any] = {
-        "vary": [{key: values} for space in spaces for key, values in space.items()],
-        "figure": {"metric": {"a": "first", "b": "second"}, "x": drawn_x},
+        "vary": [
+            {seed: [0, 2, 400]},
+            {start: ["mean", "noise"]},
+            {start: ["zero"], seed: [2], steps: [7]},  # about its first key
+        ],
+        "figure": {"metric": {"a": "A", "b": "B"}, "x": {seed: "seed of it", start: "start"}},
     }
     params = with_sweep(**section)
     params.runs["imputation-known"].settings["seed"] = 2
     params.runs["imputation-known"].settings["start"] = "mean"
     found = sweep_of(params, "small")
     # What both spaces contain is one trial, and in both panels.
-    assert [sorted(key.rpartition(".")[2] for key in t.named) for t in found.trials] == [
+    assert [sorted(space[0].rpartition(".")[2] for space in t.spaces) for t in found.trials] == [
         ["seed"],
         ["seed", "start"],
         ["seed"],
+        ["start"],
         ["start"],
     ]
     rows: list[results.Row] = [
@@ -580,8 +581,8 @@ def test_a_figure_of_several_keys_shows_each_with_the_trials_that_vary_it(
     ]
     figures: list[Any] = []
     monkeypatch.setattr(pyplot, "close", figures.append)
-    keys, named = list(found.trials[0].values), [trial.named for trial in found.trials]
-    results.draw(tmp_path / "x.png", rows, keys, found.figure, title="small", named=named)
+    keys, spaces = list(found.trials[0].values), [trial.spaces for trial in found.trials]
+    results.draw(tmp_path / "x.png", rows, keys, found.figure, title="small", spaces=spaces)
     first, second = [axes for axes in figures[0].axes if axes.axison]
     assert (first.get_xlabel(), second.get_xlabel()) == ("seed of it", "start")
     # 0, 2 and 400 have neither a line of numbers nor a logarithm: one after the other.
@@ -589,9 +590,9 @@ def test_a_figure_of_several_keys_shows_each_with_the_trials_that_vary_it(
     points = [line.get_ydata().tolist() for line in first.lines if line.get_marker() == "o"]
     assert points == [pytest.approx([0, 0.1, 0.2]), pytest.approx([1, 0.9, 0.8])]
     points = [line.get_ydata().tolist() for line in second.lines if line.get_marker() == "o"]
-    assert points == [pytest.approx([0.1, 0.3]), pytest.approx([0.9, 0.7])]
+    assert points == [pytest.approx([0.1, 0.3, 0.4]), pytest.approx([0.9, 0.7, 0.6])]
     (legend,) = figures[0].legends
-    assert [text.get_text() for text in legend.get_texts()] == ["first", "second"]
+    assert [text.get_text() for text in legend.get_texts()] == ["A", "B"]
     assert first.get_ylim() == pytest.approx((-0.04, 1.04))
 
 
