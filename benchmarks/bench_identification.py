@@ -88,7 +88,7 @@ ORDINARY = [
         ],
         "fixed": {"problems.membership.settings": {"per_class": 300}},  # so many are looked at
     }
-    for name in ("ordinary_50", "ordinary_100", "ordinary_200", "fine_tuned_100", "adam_100")
+    for name in ("ordinary_50", "ordinary_100", "ordinary_200", "fine_tuned_100")
 ]
 MANY = "ordinary_1000"
 MEMBERS = {
