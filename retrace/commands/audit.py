@@ -56,6 +56,8 @@ def read_weights(path: Path) -> tuple[nn.Module | dict[str, Tensor], str | None]
     trained on, where the file says so. Refused when it is missing, a pickle, in parts, no whole
     safetensors file, or its weights are no floats of 16 bits and more."""
     _refuse_parts(path)
+    if path.is_dir():
+        raise Refusal(f"{path} is a folder; give a checkpoint")
     try:
         with safe_open(path, framework="pt") as file:
             for key in sorted(file.keys()):
@@ -274,6 +276,10 @@ def main(
         check_target(target, sources=sources, suffix=suffix)
     if seed_range and start:
         raise Refusal("--seed-range and --start: only one is possible")
+    if architecture and not seed_range:
+        raise Refusal(f"--architecture {architecture}: says how --seed-range draws; give that too")
+    if shape and min(shape) < 1:
+        raise Refusal(f"--shape {' '.join(map(str, shape))}: numbers from 1 on are needed")
     arrays = read_images(data, option="--data") if data else {}
     given = read_images(null, option="--null")["images"] if null else arrays.get("held_out")
     weights, dataset = read_weights(checkpoint)
@@ -314,7 +320,7 @@ def main(
         # The argument's name becomes that of the file or the option.
         files = {
             "weights": str(checkpoint),
-            "images": f"--data {data}: images",
+            "images": f"--data {data}: images" if data else "--shape",
             "held_out": f"--null {null}" if null else "the null (--null or `held_out`)",
             "start": f"--start {start}" if start else "--seed-range",
             **{name: f"--{name}" for name in ("mean", "deviation", "activation")},

@@ -149,7 +149,7 @@ def changed_rows(network: nn.Module, chain: Chain) -> tuple[Tensor, Duals]:
     start = dict(network.named_buffers())
     if "start_weight" not in start:
         return rows, "outputs"
-    weights, biases = ([start[f"start_{key}"].double()] for key in ("weight", "bias"))
+    weights, biases = ([start[f"start_{key}"].detach().double()] for key in ("weight", "bias"))
     before = chain._replace(weights=weights, biases=biases).rows()
     rows = rows - kept_share(rows, before) * before
     if not bool(rows.any()):
@@ -190,11 +190,18 @@ class Columns:
     ridge : float
         In units of the largest squared singular value. Directions that the weights determine
         weakly count less: where training left noise in them, this keeps them from holding anything.
+
+    Raises
+    ------
+    BadInput
+        When all rows are 0.
     """
 
     def __init__(self, chain: Chain, rows: Tensor, *, ridge: float = RIDGE) -> None:
         self.chain = chain
         lengths = rows.norm(dim=1)
+        if not bool(lengths.any()):
+            raise BadInput("the first layer is 0 everywhere: it holds nothing")
         self.live = torch.nonzero(lengths > DEAD * lengths.max()).flatten()
         self.lengths = lengths[self.live]
         columns, values, _ = torch.linalg.svd(rows, full_matrices=False)

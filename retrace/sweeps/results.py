@@ -158,7 +158,8 @@ def _draw_panel(
     """Draw some rows against a key, whose axis shows all its values; give the lines that have a
     name."""
     axes.spines[["top", "right"]].set_visible(False)
-    order = values[key]
+    present = {row[key] for row in rows}
+    order = [value for value in values[key] if figure.x == key or value in present]
     even = key not in values.numbers
     logarithmic = not even and order[0] > 0 and order[-1] / order[0] >= WIDE
     # A 0 has no logarithm: such values stand one after the other.

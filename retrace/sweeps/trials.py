@@ -174,14 +174,7 @@ def expand(
             spaces[-1][key] = _choices(values, where=label)
     keys = list(dict.fromkeys(key for space in spaces for key in space))
     drawn = Figure.model_validate(dict(figure))  # of what was checked, `bind` makes dictionaries
-    for axis in ("x", "lines", "columns", "rows"):
-        asked = getattr(drawn, axis) or []
-        unknown = [key for key in ([asked] if isinstance(asked, str) else asked) if key not in keys]
-        if unknown:
-            raise Refusal(
-                f"params.yaml: {where}.figure.{axis} = {shown(unknown[0])}: allowed are "
-                f"{', '.join(keys)}"
-            )
+    _check_figure(drawn, keys, runs, where=f"{where}.figure")
     points = [
         point
         for number, space in enumerate(spaces)
@@ -211,6 +204,27 @@ def expand(
                 f"params.yaml: {where}.vary: {key} changes nothing that the runs of the sweep need"
             )
     return Sweep(runs, list(found.values()), drawn)
+
+
+def _check_figure(figure: Figure, keys: list[str], runs: list[str], *, where: str) -> None:
+    if not figure.metric:
+        raise Refusal(
+            f"params.yaml: {where}.metric = {shown(figure.metric)}: a metric, or several with "
+            "captions, is expected"
+        )
+    for metric in figure.metrics:
+        if len(runs) > 1 and metric.rpartition("/")[0] not in runs:
+            raise Refusal(
+                f"params.yaml: {where}.metric = {shown(metric)}: of several runs, RUN/METRIC is "
+                f"expected; runs are {', '.join(runs)}"
+            )
+    for axis in ("x", "lines", "columns", "rows"):
+        asked = getattr(figure, axis) or []
+        unknown = [key for key in ([asked] if isinstance(asked, str) else asked) if key not in keys]
+        if unknown:
+            raise Refusal(
+                f"params.yaml: {where}.{axis} = {shown(unknown[0])}: allowed are {', '.join(keys)}"
+            )
 
 
 def _whole(params: Params) -> Params:

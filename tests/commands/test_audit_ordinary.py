@@ -150,6 +150,30 @@ def test_one_image_has_a_verdict(
     assert Path("in.png").exists() and Path("out.png").exists()
 
 
+def test_few_held_out_images_tell_no_members(
+    workspace: Path, given: Given, capsys: pytest.CaptureFixture[str]
+) -> None:
+    null = Path("null.npy")
+    np.save(null, given.held_out[:1].numpy())
+    found = called(null=null)
+    assert "membership" not in found and found["null_n"] == 1
+    assert "members cannot be told beside 1 held-out images: give 100" in capsys.readouterr().out
+
+
+def test_without_a_cliff_nothing_is_said_to_be_no_member(
+    workspace: Path, given: Given, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    np.save("others.npy", given.held_out[:20].numpy())
+    np.save("null.npy", given.held_out[20:].numpy())
+    options: dict[str, Any] = {"data": Path("others.npy"), "null": Path("null.npy")}
+    monkeypatch.setattr(library, "CERTIFIED", 5)
+    assert "not a member" in called(**options)["membership"]["verdicts"]
+    rough = {"rank": 60, "inputs": 784, "cliff": 1.2, "noise": 1e-4}
+    monkeypatch.setattr(library, "seen", lambda columns, inputs: rough)
+    assert "not a member" not in called(**options)["membership"]["verdicts"]
+    assert "and no cliff after them" in library.sight(rough)
+
+
 def test_what_training_adds_to_a_known_start_is_read(
     workspace: Path, digits: tuple[Tensor, Tensor, Tensor]
 ) -> None:
@@ -253,7 +277,19 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "no deviation": ({"deviation": [0.0]}, "--deviation goes down to 0; above 0 is allowed"),
     "too many means": ({"mean": [0.1, 0.2, 0.3]}, "`mean` has 3 values"),
-    "not a mean": ({"mean": [float("nan")]}, "not finite"),
+    "means of channels that are not there": (
+        {"mean": [0.1, 0.2]},
+        "--mean has 2 values; images of shape [28, 28] have 1 channel",
+    ),
+    "not a mean": ({"mean": [float("nan")]}, "--mean: not finite"),
+    "an endless deviation": ({"deviation": [float("inf")]}, "--deviation: not finite"),
+    "an architecture without seeds": ({"architecture": "linear"}, "--architecture linear: says"),
+    "a negative shape": ({"data": None, "shape": [-28, -28]}, "--shape -28 -28: numbers from 1"),
+    "a shape of other images": ({"data": None, "shape": [3, 3]}, "--shape has shape (n, 3, 3)"),
+    "a folder": ({"checkpoint": "folder"}, "folder is a folder"),
+    "an adapter": ({"checkpoint": "adapter.safetensors"}, "a.lora_A.weight is of a LoRA adapter"),
+    "no units": ({"checkpoint": "thin.safetensors"}, "0.weight has shape (0, 784)"),
+    "a layer of zeros": ({"checkpoint": "zero.safetensors"}, "the first layer is 0 everywhere"),
     "a mean outside the box": ({"mean": [33.3]}, "--mean goes up to 33.3"),
     "NaN": ({"checkpoint": "nan.safetensors"}, "nan.safetensors: some weights of the network"),
     "seeds of a network that is not finite": (
@@ -283,6 +319,11 @@ def test_bad_input_is_one_line_before_the_attack(
     save_file({"x": torch.ones(1)}, "empty.safetensors")
     save_file({**tensors, "2.weight": tensors["2.weight"] * torch.nan}, "nan.safetensors")
     save_file({**tensors, "2.weight": torch.ones(100, 70)}, "branch.safetensors")
+    adapter = {"a.lora_A.weight": torch.ones(8, 784), "a.lora_B.weight": torch.ones(10, 8)}
+    save_file(adapter, "adapter.safetensors")
+    save_file({"0.weight": torch.ones(0, 784)}, "thin.safetensors")
+    save_file({key: 0 * value for key, value in tensors.items()}, "zero.safetensors")
+    Path("folder").mkdir()
     np.save("small.npy", np.full((9, 8, 8), 0.5, np.float32))
     before = sorted(workspace.rglob("*"))
 

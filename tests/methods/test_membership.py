@@ -86,15 +86,31 @@ def test_the_score_counts_deviations_of_the_logarithm_in_the_clearest_test() -> 
     distances = np.exp([[-4.0, -3.0, -1.0], [1.0, -5.0, -1.0], [0.0, -3.0, -0.8]])
     scores = standing_out(torch.from_numpy(distances), torch.from_numpy(public))
     assert scores.tolist() == pytest.approx([4, 4, 0], abs=0.15)
-    # What is no distance at all, or of images that are all one, is finite.
-    for degenerate in (torch.zeros(3, 1), torch.ones(3, 1)):
-        assert standing_out(torch.zeros(2, 1).double(), degenerate.double()).isfinite().all()
+    # No distance at all is finite; a test in which all public images are one says nothing.
+    public[:, 1] = 0.5
+    distances[0] = 0
+    scores = standing_out(torch.from_numpy(distances), torch.from_numpy(public))
+    assert scores.isfinite().all() and scores[1].item() == pytest.approx(0, abs=0.15)
+    with pytest.raises(BadInput, match=r"^public: all images lie at one distance"):
+        standing_out(torch.from_numpy(distances), torch.ones(5, 3).double())
 
 
 def test_public_images_are_asked_for(trained: Problem) -> None:
     for beside in ({}, {"public": trained.held_out[:1]}):
         with pytest.raises(BadInput, match=r"^public: at least two images"):
             stationarity.reconstruct(trained.network, trained.members, beside=beside)
+
+
+def test_images_that_are_none_of_the_networks_are_refused(trained: Problem) -> None:
+    public = {"public": trained.held_out}
+    for wrong, said in (
+        (255 * trained.members, "observed: pixels are in"),
+        (trained.members * torch.nan, "observed: pixels are in"),
+        (trained.members[:, 1:], r"images of shape \(30, 19, 20\) have 380 pixels each"),
+        (trained.members[0], r"images of shape \(20, 20\) have 20 pixels each"),
+    ):
+        with pytest.raises(BadInput, match=rf"^{said}"):
+            stationarity.reconstruct(trained.network, wrong, beside=public)
 
 
 def test_rows_that_span_everything_tell_nothing() -> None:

@@ -263,6 +263,17 @@ def test_images_that_are_taken_away_are_gone_and_the_others_stay(
     assert float(left[6:].max()) < 1e-6 and float(left[:6].min()) > 0.1
 
 
+@pytest.mark.parametrize("look", [vertices.look_beyond, vertices.look_aside])
+def test_columns_that_repeat_each_other_take_nothing_away(
+    look: Any, trained: Problem, parts: Parts
+) -> None:
+    """As of a single output, where two images may switch on the same units."""
+    space, _ = exact(parts, trained.images, 200)
+    known: Any = Known(space, torch.zeros(2, 200).double())
+    generator = torch.Generator().manual_seed(0)
+    assert look(ground_of(space, known), trained.images[:2], generator).shape == (0, 400)
+
+
 def test_where_too_little_is_left_nothing_is_looked_for(trained: Problem, parts: Parts) -> None:
     space, columns = exact(parts, trained.images[:8], 200)
     known: Any = Known(space, columns[:6])

@@ -602,8 +602,18 @@ def test_a_figure_of_several_keys_shows_each_with_the_trials_that_vary_it(
         ({"metric": {"a": "A", "b": "B"}, "lines": f"{KNOWN}.steps"}, "exclude each other"),
         ({"metric": "a", "columns": f"{KNOWN}.steps"}, "columns and rows need one key as x"),
         ({"metric": "a", "x": {f"{KNOWN}.rate": "rate"}}, "figure.x = .*rate.*: allowed are"),
+        ({"metric": {}}, "figure.metric = {}: a metric, or several with captions"),
     ],
 )
 def test_a_figure_that_cannot_be_drawn_is_refused(figure: dict[str, Any], line: str) -> None:
     with pytest.raises(Refusal, match=line):
         sweep_of(with_sweep(figure=figure), "small")
+
+
+def test_of_several_runs_a_metric_names_one() -> None:
+    runs = ["imputation-known", "imputation-ridge"]
+    for metric in ("mse", "imputation-mean/mse"):
+        message = rf"figure\.metric = '{metric}': of several runs, RUN/METRIC is expected"
+        with pytest.raises(Refusal, match=message):
+            sweep_of(with_sweep(runs=runs, figure={"metric": metric}), "small")
+    sweep_of(with_sweep(runs=runs, figure={"metric": "imputation-ridge/mse"}), "small")

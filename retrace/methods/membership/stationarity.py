@@ -60,14 +60,18 @@ def reconstruct(
     Raises
     ------
     BadInput
-        When the network is not covered, there are too few public images, or no row space leaves
-        room and only rows are asked for.
+        When the network is not covered, images are of another size or not in [0, 1], there are too
+        few public images, all at one distance, or no row space leaves room and only rows are asked
+        for.
     """
     public = beside.get("public")
     if public is None or len(public) < 2:
         raise BadInput(
             "public: at least two images of the same kind that are no members are needed"
         )
+    for name, images in (("observed", observed), ("public", public)):
+        if not bool(((images >= 0) & (images <= 1)).all()):  # NaN neither
+            raise BadInput(f"{name}: pixels are in [0, 1]; others are not allowed")
     distances = distances_of(network, observed, tests=tests, ridge=ridge)
     return standing_out(distances, distances_of(network, public, tests=tests, ridge=ridge))
 
@@ -85,6 +89,11 @@ def distances_of(
     chain = chain_of(network)
     rows, duals = changed_rows(network, chain)
     flat = images.flatten(1)
+    if flat.shape[1] != len(chain.mean):
+        raise BadInput(
+            f"images of shape {tuple(images.shape)} have {flat.shape[1]} pixels each; the network "
+            f"takes {len(chain.mean)}"
+        )
     found = []
     if tests != "rows":
         found.append(Columns(chain, rows, ridge=ridge).fit(flat, duals=duals)[0][:, None])
@@ -98,8 +107,17 @@ def distances_of(
 
 def standing_out(distances: Tensor, public: Tensor) -> Tensor:
     """By how many standard deviations images stand out, in the test where they do most, (m,)
-    float32, by their distances (m, k) and those of public images (p, k)."""
+    float32, by their distances (m, k) and those of public images (p, k).
+
+    Raises
+    ------
+    BadInput
+        When the public images are all at one distance, in every test.
+    """
     logs, usual = (part.clamp(min=LEAST).log() for part in (distances, public))
-    deviation = usual.std(dim=0).clamp(min=STEADY)
-    scores: Tensor = ((usual.mean(dim=0) - logs) / deviation).amax(dim=1).float()
+    deviation = usual.std(dim=0)
+    told = deviation > STEADY
+    if not bool(told.any()):
+        raise BadInput("public: all images lie at one distance; other images are needed")
+    scores: Tensor = ((usual.mean(dim=0) - logs) / deviation)[:, told].amax(dim=1).float()
     return scores

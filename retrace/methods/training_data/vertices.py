@@ -178,7 +178,10 @@ def look_beyond(ground: Ground, known: Tensor, generator: torch.Generator) -> Te
     """The same of what is left when the images known are taken away, then drawn into the whole."""
     space = ground.space
     columns, images, shares = shares_of(space, ground.columns, known)
-    taken = (space.columns @ columns.T) @ torch.linalg.solve(shares, images @ space.basis)
+    solved, singular = torch.linalg.solve_ex(shares, images @ space.basis)
+    if bool(singular):  # columns repeat each other, as those of a single output may
+        return known[:0]
+    taken = (space.columns @ columns.T) @ solved
     rest = space.columns * space.values @ space.basis - taken
     rank = len(space.values) - len(known)
     if rank < FEWEST:
@@ -193,7 +196,9 @@ def look_aside(ground: Ground, known: Tensor, generator: torch.Generator) -> Ten
     condition, since the shares are known only roughly."""
     space, search = ground.space, ground.search
     columns, _, shares = shares_of(space, ground.columns, known)
-    readings = torch.linalg.solve(shares.T, columns / space.values)
+    readings, singular = torch.linalg.solve_ex(shares.T, columns / space.values)
+    if bool(singular):
+        return known[:0]
     directions = directions_from(space, known, ground.objectives, generator)
     reached = far_along(space, directions, search, duals=readings, weight=ground.deflation)
     return drawn_in(space, reached, search, generator)

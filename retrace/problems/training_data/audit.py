@@ -42,6 +42,7 @@ INVERTED = -0.5  # correlation of the mean image of both, at least
 NAMED = 5  # positions in a printed line; `Audit.scores` has all
 CERTIFIED = 10  # candidates from which on their residuals say what members have
 ROUNDING = 1e-3  # noise in the first layer, over the largest singular value, above which it is none
+CLIFF = 10.0  # ratio of two singular values, from which on it is one
 BEYOND = 2.0  # times the largest of these, a residual is no member's
 VERDICTS = ("member", "not a member", "cannot be told")
 REMOVED = {  # what was taken out: names of its position and of the other's, and in words
@@ -63,8 +64,9 @@ class Audit(NamedTuple):
         images; ``claim``, what the null can say; ``null_highest``, the position of the held-out
         image that is matched best; ``null_suspects``, positions of those that are matched as
         hardly any image never seen is; what was taken out: ``image_repeats``, ``null_removed`` and
-        ``null_repeats``, positions and the correlation of the two; and ``membership`` (see
-        `membership_of`). Positions are those in what was given, from 0 on.
+        ``null_repeats``, positions and the correlation of the two; and, beside at least 100
+        held-out images, ``membership`` (see `membership_of`). Positions are those in what was
+        given, from 0 on.
     candidates : (K, *shape) float32
         In [0, 1], the likeliest first.
     residual : (K,) float32
@@ -203,6 +205,8 @@ def audit_of(
     if attack is vertices and duals == "outputs":
         certified = residual[residual < vertices.bar_of(residual, settings["trusted"])]
         scores["certified"] = len(certified)
+        if (scores["rows"]["cliff"] or 0) < CLIFF:
+            certified = residual[:0]  # what training left of the start makes residuals uneven
     if given is None or null is None:
         return Audit(scores, candidates, residual, None)
     fitting(tuple(null.shape[1:]), inputs=network.inputs, wanted=network.shape, name="held_out")
@@ -214,22 +218,22 @@ def audit_of(
     scores |= score_candidates(candidates, truth, means=means)
     values = null_matching(candidates, truth, mean=truth.mean).values
     highest = int(positions[values.argmax()])
-    near = distances_of(network, given)
-    usual = distances_of(network, truth.held_out)
     scores |= {
         "n": len(truth.images),
         "claim": claim_of(scores, highest=highest),
         "null_highest": highest,
         "null_suspects": positions[values > float(THRESHOLDS[-1])].tolist(),
         **removed,
-        "membership": membership_of(
+    }
+    if len(truth.held_out) >= ENOUGH:
+        near, usual = (distances_of(network, part) for part in (given, truth.held_out))
+        scores["membership"] = membership_of(
             standing_out(near, usual),
             standing_out(usual, usual),
             residuals=near[:, 0],
             certified=certified,
             means=means,
-        ),
-    }
+        )
     return Audit(scores, candidates, residual, truth)
 
 
@@ -277,6 +281,11 @@ def sight(rows: Mapping[str, Any]) -> str:
             f"{first}, and the noise is {noise:.0e} of the largest, more than rounding leaves: the "
             "network's start is still there (give it, if it is known), and hides the images."
         )
+    if rows["cliff"] < CLIFF:
+        return (
+            f"{first}, and no cliff after them: some of them may be training images, some what "
+            "training or rounding of the weights has left."
+        )
     return (
         f"{first}, then a cliff of {rows['cliff']:,.0f} times: about so many training images lie "
         "in their span."
@@ -291,14 +300,13 @@ def membership_of(
 
     Beside the means with intervals of `told`, over all images: ``scores`` and ``residuals`` of the
     images; ``held_out``, the largest score of the held-out ones, that of 1 % and the median; and
-    ``verdicts``. An image is a member where it stands out more than every held-out image, of at
-    least 100. It is no member where it stands out as the usual 95 % of theirs do, and its residual
+    ``verdicts``. An image is a member where it stands out more than every held-out image. It is no
+    member where it stands out as the usual 95 % of theirs do, and its residual
     is twice that of every certified candidate (K,), of at least ten. Otherwise it cannot be told.
     """
     scores: dict[str, Any] = means(membership.told(images, held_out))
-    enough = len(held_out) >= ENOUGH
     bar = BEYOND * float(certified.max()) if len(certified) >= CERTIFIED else math.inf
-    member = (images > held_out.max()) & enough
+    member = images > held_out.max()
     other = (residuals > bar) & (images < held_out.quantile(0.95))
     verdicts = [
         VERDICTS[0 if is_member else 1 if is_other else 2]
@@ -316,6 +324,8 @@ def membership_of(
 
 def membership_lines(scores: Mapping[str, Any]) -> list[str]:
     """The membership table; of a single image its verdict."""
+    if "membership" not in scores:
+        return [f"members cannot be told beside {scores['null_n']} held-out images: give {ENOUGH}"]
     found = scores["membership"]
     if len(found["verdicts"]) == 1:
         verdict, score = found["verdicts"][0], found["scores"][0]

@@ -52,21 +52,8 @@ class Plain(nn.Module):
         self.layers = nn.ModuleList()
         for key in sorted((key for key in rest if key.endswith("weight")), key=_natural):
             weight = rest.pop(key)
-            if weight.dim() != 2:
-                kind = "a convolution" if weight.dim() in (3, 4, 5) else "no Linear layer"
-                raise BadInput(f"weights: {key} has shape {tuple(weight.shape)}, {kind}; {UNREAD}")
             bias = rest.pop(key.removesuffix("weight") + "bias", None)
-            if bias is not None and bias.shape != weight.shape[:1]:
-                raise BadInput(
-                    f"weights: the bias of {key} has shape {tuple(bias.shape)}; {UNREAD}"
-                )
-            # On `meta`: the given tensors are put in at once.
-            outputs, inputs = weight.shape
-            layer = nn.Linear(inputs, outputs, bias=bias is not None, device="meta")
-            layer.weight = nn.Parameter(weight.detach().float(), requires_grad=False)
-            if bias is not None:
-                layer.bias = nn.Parameter(bias.detach().float(), requires_grad=False)
-            self.layers.append(layer)
+            self.layers.append(_linear(key, weight, bias))
         if rest:
             raise BadInput(f"weights: what {min(rest)} is cannot be read; {UNREAD}")
         linear = [layer for layer in self.layers if isinstance(layer, nn.Linear)]
@@ -110,6 +97,24 @@ class Plain(nn.Module):
         self.register_buffer("start_bias", bias.float())
 
 
+def _linear(key: str, weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    """The layer of these; refused where they are of none."""
+    if "lora" in key.lower():
+        raise BadInput(f"weights: {key} is of a LoRA adapter; merge it into the network first")
+    if weight.dim() != 2 or not weight.numel():
+        kind = "a convolution" if weight.dim() in (3, 4, 5) else "no Linear layer"
+        raise BadInput(f"weights: {key} has shape {tuple(weight.shape)}, {kind}; {UNREAD}")
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise BadInput(f"weights: the bias of {key} has shape {tuple(bias.shape)}; {UNREAD}")
+    # On `meta`: the given tensors are put in at once.
+    outputs, inputs = weight.shape
+    layer = nn.Linear(inputs, outputs, bias=bias is not None, device="meta")
+    layer.weight = nn.Parameter(weight.detach().float(), requires_grad=False)
+    if bias is not None:
+        layer.bias = nn.Parameter(bias.detach().float(), requires_grad=False)
+    return layer
+
+
 def _check_types(tensors: Mapping[str, Tensor]) -> None:
     for key, tensor in sorted(tensors.items()):
         if tensor.dtype not in FLOATS:
@@ -124,6 +129,8 @@ def spread(given: Tensor | None, usual: float, inputs: int, *, name: str) -> Ten
     if given is None:
         return torch.full((inputs,), usual)
     flat = given.flatten().float()
+    if not bool(flat.isfinite().all()):
+        raise BadInput(f"{name}: not finite; numbers are needed")
     if not len(flat) or inputs % len(flat) or (len(flat) > CHANNELS and len(flat) != inputs):
         raise BadInput(
             f"weights: `{name}` has {len(flat)} values; 1, one for each of up to {CHANNELS} "
@@ -165,6 +172,14 @@ def network_of(
         network.take_start(begun.get(first, torch.zeros(0)), bias)
     wanted = tuple(getattr(weights, "shape", ()))
     network.shape = fitting(shape, inputs=network.inputs, wanted=wanted, name="images")
+    channels = network.shape[0] if len(network.shape) == 3 else 1
+    for name in ("mean", "deviation"):
+        count = tensors[name].numel() if name in tensors else 1
+        if count not in (1, channels, network.inputs):
+            raise BadInput(
+                f"{name} has {count} values; images of shape {list(network.shape)} have "
+                f"{channels} channel{'s' if channels > 1 else ''}"
+            )
     try:
         chain_of(network)
     except BadInput as error:
