@@ -12,6 +12,7 @@ from retrace.sweeps.running import Result
 from retrace.sweeps.trials import Figure, Sweep
 
 ABREAST = 3  # panels in a row
+LONG = 40  # letters of an axis's labels, which then are small
 WIDE = 8  # ratio of the ends of an axis that is worth a logarithm
 COUNTS, SHARE = ("identified", "matched_99"), "_share"  # of sets that differ in size
 ABOUT = ("about",)  # of a row, the keys that it says something of: no text, as metrics are
@@ -57,13 +58,22 @@ class Values:
         # With a value of the key None, which tells no trials apart: a figure may lack keys.
         self.rows = [{**row, None: ""} for row in rows]
         self.numbers = {k for k in keys if all(isinstance(row[k], int | float) for row in rows)}
+        self.lists = {k for k in keys if all(isinstance(row[k], list | tuple) for row in rows)}
+        # In the order of an axis: numbers and lists of them by size, others as they come.
+        self.order: dict[str | None, list[Any]] = {None: [""]}
+        for key in keys:
+            found = [row[key] for row in self.rows]
+            if key in self.numbers or key in self.lists:
+                found = sorted(found)
+            if key not in self.numbers:
+                found = [str(written(value)) for value in found]
+            self.order[key] = list(dict.fromkeys(found))
         for row in self.rows:
             row |= {key: str(written(row[key])) for key in keys if key not in self.numbers}
 
     def __getitem__(self, key: str | None) -> list[Any]:
-        """Values of a key, none twice: numbers by size, others as they come."""
-        found = list(dict.fromkeys(row[key] for row in self.rows))
-        return sorted(found) if key in self.numbers else found
+        """Values of a key, none twice."""
+        return self.order[key]
 
 
 def draw(
@@ -192,7 +202,9 @@ def _draw_panel(
         axes.set_xscale("log")
         axes.xaxis.set_minor_formatter("")
     if even or len(order) <= WIDE:
-        axes.set_xticks(list(place.values()), [str(written(value)) for value in order])
+        labels = [str(written(value)) for value in order]
+        small = sum(map(len, labels)) > LONG
+        axes.set_xticks(list(place.values()), labels, fontsize="small" if small else None)
         axes.minorticks_off()
     return lines
 
