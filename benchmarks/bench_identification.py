@@ -129,7 +129,8 @@ def point_of(result: Result, run: str, values: dict[str, Any]) -> dict[str, Any]
 def measure(name: str, section: dict[str, Any], *, limit: int | None) -> Points:
     """The points of a sweep, or of its first trials, by run and by what varies."""
     params = load()
-    whole = {"search": "grid", "figure": {"metric": "identified"}, **section}
+    metric = f"{section['runs'][0]}/n"  # a sweep has a figure, which is not drawn here
+    whole = {"search": "grid", "figure": {"metric": metric}, **section}
     sweep = expand(params, f"benchmark.{name}", **whole)
     sweep = sweep._replace(trials=sweep.trials[:limit])
     points = {}
