@@ -121,7 +121,7 @@ def point_of(result: Result, run: str, values: dict[str, Any]) -> dict[str, Any]
     return {
         **{key: found["scores"][key] for key in KEPT if key in found["scores"]},
         "attack": {key: found["record"][key] for key in ("seconds", "peak_memory")},
-        "training": {"seconds": found["scores"]["training_seconds"]},
+        "training": {"seconds": found["metrics"]["training_seconds"]},
         "values": values,
     }
 

@@ -16,7 +16,7 @@ from retrace.problems.training_data.audit import audit
 NETWORKS = ("ordinary_100", "fine_tuned_100")
 TYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 STRICTEST = THRESHOLDS[-1]
-SHORT = {"objectives": 100, "rounds": 2}  # as in the sweeps `protection` and its like
+OBJECTIVES, ROUNDS = 100, 2  # of the attack, as in the sweep `protection`
 HELD_OUT = 5000
 KEPT = ("tpr_0", "tpr_0.1", "tpr_1")
 
@@ -35,7 +35,9 @@ def measure(name: str, kind: torch.dtype) -> dict[str, float]:
     }
     held_out = read_split("validation")[0][:HELD_OUT]
     shaped = images.reshape(-1, *held_out.shape[1:])
-    found = audit(weights, shaped, held_out, distinct_null=True, **SHORT).scores
+    found = audit(
+        weights, shaped, held_out, distinct_null=True, objectives=OBJECTIVES, rounds=ROUNDS
+    ).scores
     return {
         "rank": found["rows"]["rank"],
         "n": found["n"],
