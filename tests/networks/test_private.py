@@ -10,8 +10,7 @@ import torch
 from scipy.optimize import minimize_scalar
 from torch import Tensor, nn
 
-from retrace.networks._private import DELTA, Private
-from retrace.networks.mlp import Network, sampled
+from retrace.networks.mlp import DELTA, Network, Private, sampled
 from retrace.types import BadInput
 
 pytest.importorskip("opacus", reason="opacus is missing: pip install '.[privacy]'")

@@ -66,10 +66,11 @@ def section(state: State) -> Section:
             curves[name] = [max(rate, LEAST) for rate in false], true
             groups[name] = cases_of(state, name, values, parts, ground)
             if name == best:
-                told, *_, missed, null = (case.strips[0] for case in groups[name])
+                told, *_, last, null = (case.strips[0] for case in groups[name])
+                missed = "missed" if s["tpr_0"] < 1 else "told last"
                 pictures = [
                     Strip("member told", told.images[:1], "a member with a high score"),
-                    Strip("missed", missed.images[-1:], "the member with the lowest score"),
+                    Strip(missed, last.images[-1:], "the member with the lowest score"),
                     Strip("not seen", null.images[:1], "the held-out image with the highest"),
                 ]
     blocks.append(chart(runs, curves, grey=greys))
