@@ -1,63 +1,54 @@
-"""What is left to read where the weights are published in fewer bits.
+"""Which members are told where the weights are published in fewer bits, and what the rows show.
 
-The audit of some of the pipeline's ordinary networks, a short one, their weights as they are and
-rounded to 16 bits, beside validation images. A few minutes; needs the trained networks.
+Weights of the pipeline's ordinary networks as they are, and rounded to 16 bits. Under a minute;
+needs the trained networks and `dvc repro observe@membership`.
 """
 
 import torch
 
 from benchmarks.timing import print_table, write_result
-from retrace.measures.identification import THRESHOLDS
-from retrace.networks.mlp import training_set
-from retrace.pipeline.artifacts import checkpoint_path, load_checkpoint, read_json, read_split
+from retrace.measures.membership import told
+from retrace.methods._stationarity import Columns, chain_of, changed_rows
+from retrace.methods.membership import stationarity
 from retrace.pipeline.command import run
-from retrace.problems.training_data.audit import audit
+from retrace.problems import Ground
+from retrace.problems.membership.score import parts_of
 
-NETWORKS = ("ordinary_100", "fine_tuned_100")
+NETWORKS = ("ordinary_50", "ordinary_100", "ordinary_200", "fine_tuned_100")
 TYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-STRICTEST = THRESHOLDS[-1]
-OBJECTIVES, ROUNDS = 100, 2  # of the attack, as in the sweep `protection`
-HELD_OUT = 5000
-KEPT = ("tpr_0", "tpr_0.1", "tpr_1")
+KEPT = ("tpr_0", "tpr_0.1", "tpr_1", "auc")
+NUMBERS = ("mean", "deviation")  # of the input: no weights
 
 
-def measure(name: str, kind: torch.dtype) -> dict[str, float]:
-    """What the audit finds in a network whose weights are rounded to a type."""
-    network, _ = load_checkpoint(checkpoint_path(name))
-    training = read_json(checkpoint_path(name).with_suffix(".json"))["training"]
-    images, _, _ = training_set(
-        read_split("train"), per_class=training["per_class"], offset=training["offset"]
-    )
-    normalisation = ("mean", "deviation")  # numbers of the input, not weights
-    weights = {
-        key: value if key in normalisation else value.to(kind).float()
-        for key, value in network.state_dict().items()
-    }
-    held_out = read_split("validation")[0][:HELD_OUT]
-    shaped = images.reshape(-1, *held_out.shape[1:])
-    found = audit(
-        weights, shaped, held_out, distinct_null=True, objectives=OBJECTIVES, rounds=ROUNDS
-    ).scores
-    return {
-        "rank": found["rows"]["rank"],
-        "n": found["n"],
-        "read": found["matched"][STRICTEST],
-        "null_read": found["null_matched"][STRICTEST],
-        "null_n": found["null_n"],
-        **{key: found["membership"][key] for key in KEPT},
-    }
+def measure(ground: Ground, name: str, kind: torch.dtype) -> dict[str, float]:
+    """Members told of a network whose weights are rounded to a type."""
+    network, _ = ground.load(name)
+    for key, value in network.state_dict().items():
+        if key not in NUMBERS:
+            value.copy_(value.to(kind))
+    observed, public = (torch.from_numpy(ground.given[key]) for key in ("observed", "public"))
+    scores = stationarity.reconstruct(network, observed, beside={"public": public})
+    parts = parts_of(ground, name)
+    found = told(scores[parts.members], scores[parts.held_out])
+    chain = chain_of(network)
+    rank = len(Columns(chain, changed_rows(network, chain)[0]).values)
+    rates = {key: float(found[key].mean()) for key in KEPT}
+    return {"n": len(parts.members), "null_n": len(parts.held_out), "rank": rank, **rates}
 
 
 def main() -> None:
-    """Audit each network at each precision."""
-    result = {name: {t: measure(name, kind) for t, kind in TYPES.items()} for name in NETWORKS}
+    """Tell the members of each network at each precision."""
+    ground = Ground("membership")
+    result = {
+        name: {label: measure(ground, name, kind) for label, kind in TYPES.items()}
+        for name in NETWORKS
+    }
     rows = [
-        [name, kind, p["rank"], f"{p['read']} of {p['n']}", *(f"{p[key]:.0%}" for key in KEPT)]
+        [name, kind, p["rank"], *(f"{p[key]:.3f}" for key in KEPT)]
         for name, kinds in result.items()
         for kind, p in kinds.items()
     ]
-    columns = ["network", "weights in", "rank", f"NCC > {STRICTEST}", *KEPT]
-    print_table("Images read and members told, by the precision of the weights", columns, rows)
+    print_table("Members told, by the precision of the weights", ["", "", "rank", *KEPT], rows)
     write_result("rounding", {"networks": result})
 
 

@@ -223,7 +223,7 @@ def lay_out(
         "training_data": {"observed": images},
         "membership": {
             "observed": images,
-            "public": splits["validation"]["images"][:IMAGES],
+            "public": splits["validation"]["images"].astype(np.float32) / 255,
             "labels": splits["test"]["labels"][:IMAGES].astype(np.float32),
         },
         "network_inversion": {"observed": images, "code": np.zeros(3, np.float32) + 0.1, **decoder},

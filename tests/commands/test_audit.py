@@ -343,7 +343,7 @@ def test_a_pickle_is_not_read_and_the_line_that_converts_it_works(
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no checkpoint": ({"checkpoint": "none.safetensors"}, "give a checkpoint"),
-    "a folder": ({"checkpoint": "data"}, "not a whole safetensors file"),
+    "a folder": ({"checkpoint": "data"}, "data is a folder; give a checkpoint"),
     "an archive": ({"data": Path("archive.npy")}, "not a readable .npy"),
     "no safetensors": ({"checkpoint": "data.npz"}, "not a whole safetensors file"),
     "settings": ({"settings": "kkt"}, "the attack is sparse_span; allowed are sparse_span"),
