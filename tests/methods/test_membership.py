@@ -106,11 +106,14 @@ def test_images_that_are_none_of_the_networks_are_refused(trained: Problem) -> N
     for wrong, said in (
         (255 * trained.members, "observed: pixels are in"),
         (trained.members * torch.nan, "observed: pixels are in"),
-        (trained.members[:, 1:], r"images of shape \(30, 19, 20\) have 380 pixels each"),
-        (trained.members[0], r"images of shape \(20, 20\) have 20 pixels each"),
+        (trained.members[:, 1:], r"observed has images of shape \(19, 20\), public of \(20, 20\)"),
+        (trained.members[0], r"observed has images of shape \(20,\), public of \(20, 20\)"),
     ):
         with pytest.raises(BadInput, match=rf"^{said}"):
             stationarity.reconstruct(trained.network, wrong, beside=public)
+    smaller = trained.members[:, 1:]
+    with pytest.raises(BadInput, match=r"^images of shape \(60, 19, 20\) have 380 pixels each"):
+        stationarity.reconstruct(trained.network, smaller, beside={"public": smaller})
 
 
 def test_rows_that_span_everything_tell_nothing() -> None:

@@ -72,8 +72,14 @@ def reconstruct(
     for name, images in (("observed", observed), ("public", public)):
         if not bool(((images >= 0) & (images <= 1)).all()):  # NaN neither
             raise BadInput(f"{name}: pixels are in [0, 1]; others are not allowed")
-    distances = distances_of(network, observed, tests=tests, ridge=ridge)
-    return standing_out(distances, distances_of(network, public, tests=tests, ridge=ridge))
+    if observed.shape[1:] != public.shape[1:]:
+        raise BadInput(
+            f"observed has images of shape {tuple(observed.shape[1:])}, public of "
+            f"{tuple(public.shape[1:])}: the same is needed"
+        )
+    # At once: the layers are decomposed anew in each call.
+    distances = distances_of(network, torch.cat([observed, public]), tests=tests, ridge=ridge)
+    return standing_out(distances[: len(observed)], distances[len(observed) :])
 
 
 def distances_of(

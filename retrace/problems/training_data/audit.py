@@ -226,7 +226,8 @@ def audit_of(
         **removed,
     }
     if len(truth.held_out) >= ENOUGH:
-        near, usual = (distances_of(network, part) for part in (given, truth.held_out))
+        both = distances_of(network, torch.cat([given.flatten(1), truth.held_out]))
+        near, usual = both[: len(given)], both[len(given) :]
         scores["membership"] = membership_of(
             standing_out(near, usual),
             standing_out(usual, usual),
